@@ -1,0 +1,165 @@
+/* network.c: one U-Net: its flat buffers, its arena, and a plan for each batch size in use. */
+#include "net/network.h"
+
+#include <omp.h>
+#include <string.h>
+
+#include "base/memory.h"
+
+enum { MAX_PLANS = 12 };
+
+typedef struct {
+    boot_plan plan;
+    int64_t n, height, width;
+    bool training, used;
+    int64_t last_use;
+} cached_plan;
+
+struct boot_network {
+    boot_unet2d_config config;
+    boot_params params;
+    float *weights, *grads, *arena;
+    int64_t arena_floats;
+    boot_dnnl dnnl;
+    boot_tuner tuner;
+    cached_plan plans[MAX_PLANS];
+    int64_t clock;
+    const boot_plan *pending; /* the training plan whose backward may run */
+    boot_run run;
+};
+
+/* One dry build for a single image of the smallest size finds every parameter and every config error. */
+static boot_status find_params(boot_network *network) {
+    boot_graph graph;
+    const int64_t side = (int64_t)1 << (network->config.levels - 1);
+    boot_graph_init(&graph, &network->params, false);
+    boot_unet2d_build(&graph, &network->config, 1, side, side);
+    const boot_status status = graph.status;
+    boot_graph_close(&graph);
+    return status;
+}
+
+boot_status boot_network_open(boot_network **network, const boot_unet2d_config *config) {
+    BOOT_TRY(boot_alloc((void **)network, sizeof **network, true, "network"));
+    (*network)->config = *config;
+    boot_status status = boot_dnnl_open(&(*network)->dnnl);
+    if (!status) status = find_params(*network);
+    if (!status)
+        status = boot_alloc((void **)&(*network)->weights, (*network)->params.floats * sizeof(float), true, "weights");
+    if (status) {
+        boot_network_close(*network);
+        *network = NULL;
+    }
+    return status;
+}
+
+void boot_network_clear_plans(boot_network *network) {
+    for (int i = 0; i < MAX_PLANS; i++) {
+        if (network->plans[i].used) boot_plan_close(&network->plans[i].plan);
+        network->plans[i].used = false;
+    }
+    network->pending = NULL;
+}
+
+void boot_network_close(boot_network *network) {
+    if (!network) return;
+    boot_network_clear_plans(network);
+    boot_tuner_close(&network->tuner);
+    boot_dnnl_close(&network->dnnl);
+    boot_params_close(&network->params);
+    boot_free(network->weights);
+    boot_free(network->grads);
+    boot_free(network->arena);
+    boot_free(network);
+}
+
+const boot_params *boot_network_params(const boot_network *network) { return &network->params; }
+const boot_unet2d_config *boot_network_config(const boot_network *network) { return &network->config; }
+float *boot_network_weights(boot_network *network) { return network->weights; }
+boot_tuner *boot_network_tuner(boot_network *network) { return &network->tuner; }
+
+int64_t boot_network_bytes(const boot_network *network) {
+    const int64_t copies = network->grads ? 2 : 1;
+    return (int64_t)sizeof(float) * (copies * network->params.floats + network->arena_floats);
+}
+
+boot_status boot_network_grads(boot_network *network, float **grads) {
+    if (!network->grads)
+        BOOT_TRY(boot_alloc((void **)&network->grads, network->params.floats * sizeof(float), true, "gradients"));
+    *grads = network->grads;
+    return BOOT_OK;
+}
+
+/* A free place, or the one unused for longest. */
+static cached_plan *place_for_plan(boot_network *network) {
+    cached_plan *oldest = &network->plans[0];
+    for (int i = 0; i < MAX_PLANS; i++) {
+        if (!network->plans[i].used) return &network->plans[i];
+        if (network->plans[i].last_use < oldest->last_use) oldest = &network->plans[i];
+    }
+    if (network->pending == &oldest->plan) network->pending = NULL;
+    boot_plan_close(&oldest->plan);
+    oldest->used = false;
+    return oldest;
+}
+
+boot_status boot_network_plan(boot_network *network, int64_t n, int64_t height, int64_t width, bool training,
+                              const boot_plan **plan) {
+    for (int i = 0; i < MAX_PLANS; i++) {
+        cached_plan *p = &network->plans[i];
+        if (!p->used || p->n != n || p->height != height || p->width != width || p->training != training ||
+            p->plan.threads != omp_get_max_threads())
+            continue;
+        p->last_use = ++network->clock;
+        *plan = &p->plan;
+        return BOOT_OK;
+    }
+    cached_plan *p = place_for_plan(network);
+    boot_graph graph;
+    boot_plan_context context = {&network->dnnl, &network->tuner};
+    boot_graph_init(&graph, &network->params, training);
+    const int output = boot_unet2d_build(&graph, &network->config, n, height, width);
+    BOOT_TRY(boot_plan_make(&p->plan, &graph, output, &context));
+    p->n = n, p->height = height, p->width = width, p->training = training;
+    p->used = true;
+    p->last_use = ++network->clock;
+    *plan = &p->plan;
+    return BOOT_OK;
+}
+
+static boot_status reserve_arena(boot_network *network, int64_t floats) {
+    if (floats <= network->arena_floats) return BOOT_OK;
+    boot_free(network->arena);
+    network->arena = NULL;
+    network->arena_floats = 0;
+    BOOT_TRY(boot_alloc((void **)&network->arena, floats * sizeof(float), false, "activations"));
+    network->arena_floats = floats;
+    return BOOT_OK;
+}
+
+boot_status boot_network_forward(boot_network *network, const boot_network_input *input, float *output) {
+    const boot_plan *plan;
+    float *grads = NULL;
+    network->pending = NULL;
+    if (input->training) BOOT_TRY(boot_network_grads(network, &grads));
+    BOOT_TRY(boot_network_plan(network, input->n, input->height, input->width, input->training, &plan));
+    BOOT_TRY(reserve_arena(network, plan->arena_floats + plan->scratch_floats));
+    network->run = (boot_run){.inputs = {input->sample, input->timesteps, input->labels, input->targets},
+                              .weights = network->weights, .grads = grads, .arena = network->arena};
+    BOOT_TRY(boot_plan_forward(plan, &network->run));
+    const boot_tensor *shape = &plan->graph.values[plan->output].shape;
+    memcpy(output, boot_plan_output(plan, &network->run), boot_count(shape) * sizeof(float));
+    if (input->training) network->pending = plan;
+    return BOOT_OK;
+}
+
+boot_status boot_network_backward(boot_network *network, const float *doutput) {
+    const boot_plan *plan = network->pending;
+    if (!plan)
+        return boot_fail(BOOT_ERR_STATE, "backward: no training forward came before it (each backward needs its own, "
+                                         "with no other forward in between)");
+    network->pending = NULL;
+    const boot_tensor *shape = &plan->graph.values[plan->output].shape;
+    memcpy(boot_plan_output_grad(plan, &network->run), doutput, boot_count(shape) * sizeof(float));
+    return boot_plan_backward(plan, &network->run);
+}

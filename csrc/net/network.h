@@ -1,0 +1,41 @@
+/* network.h: weights, gradients and a cache of plans: what a caller holds to run a U-Net. */
+#ifndef BOOT_NETWORK_H
+#define BOOT_NETWORK_H
+
+#include "net/plan.h"
+#include "net/unet2d.h"
+
+typedef struct boot_network boot_network;
+
+/* Weights start at zero. The caller gives matching pairs of open and close; close accepts NULL. */
+boot_status boot_network_open(boot_network **network, const boot_unet2d_config *config);
+void boot_network_close(boot_network *network);
+
+const boot_params *boot_network_params(const boot_network *network);
+const boot_unet2d_config *boot_network_config(const boot_network *network);
+float *boot_network_weights(boot_network *network); /* flat buffer, params->floats long */
+boot_status boot_network_grads(boot_network *network, float **grads); /* same layout, allocated on first use */
+
+/* sample: (n, in, h, w); timesteps: (n); labels: (n) whole numbers or (n, T), NULL without class embedding;
+   targets: (n), NULL without target embedding; output: (n, out, h, w). training: keep what backward needs. */
+typedef struct {
+    int64_t n, height, width;
+    const float *sample, *timesteps, *labels, *targets;
+    bool training;
+} boot_network_input;
+
+boot_status boot_network_forward(boot_network *network, const boot_network_input *input, float *output);
+
+/* Gradients of sum(output * doutput) for the last training forward, into grads (overwritten). That forward's
+   input arrays must still be there. One backward per forward. */
+boot_status boot_network_backward(boot_network *network, const float *doutput);
+
+/* Builds (or finds) the plan for a size, so that kernels are chosen before the first step. */
+boot_status boot_network_plan(boot_network *network, int64_t n, int64_t height, int64_t width, bool training,
+                              const boot_plan **plan);
+boot_tuner *boot_network_tuner(boot_network *network); /* pin before planning */
+/* Forgets all plans, so that pins take effect. */
+void boot_network_clear_plans(boot_network *network);
+int64_t boot_network_bytes(const boot_network *network); /* weights, gradients and arena */
+
+#endif

@@ -1,0 +1,104 @@
+/* run.c: running a plan forwards and backwards: look up every array of a step, call the op. */
+#include "net/plan.h"
+
+#include "base/isa.h"
+
+static float *buffer_data(const boot_plan *plan, const boot_run *run, int index) {
+    return index < 0 ? NULL : run->arena + plan->buffers[index].offset;
+}
+
+static float *value_data(const boot_plan *plan, const boot_run *run, int id, bool backward) {
+    const boot_value *value = &plan->graph.values[id];
+    switch (value->kind) {
+        case BOOT_VALUE_INPUT: return (float *)run->inputs[value->index];
+        case BOOT_VALUE_PARAM: return run->weights + plan->graph.params->items[value->index].offset;
+        default: return buffer_data(plan, run, (backward ? plan->value_again : plan->value_buffer)[id]);
+    }
+}
+
+/* The arrays that forward and backward share. Inputs that backward does not read stay NULL: their memory may
+   hold something else by then. */
+static boot_call make_call(const boot_plan *plan, const boot_run *run, const boot_step *step) {
+    const boot_graph *graph = &plan->graph;
+    const boot_node *node = &graph->nodes[step->node];
+    const bool backward = step->kind != BOOT_STEP_FORWARD;
+    const unsigned reads = step->kind == BOOT_STEP_BACKWARD ? node->op->backward_reads : ~0u;
+    boot_call call = {.out = node->out, .training = graph->training, .again = step->kind == BOOT_STEP_AGAIN};
+    for (int j = 0; j < BOOT_MAX_INPUTS; j++) {
+        const int id = graph->node_values[step->node][j];
+        call.in[j] = node->in[j];
+        if (id >= 0 && (reads >> j & 1)) call.in[j].data = value_data(plan, run, id, backward);
+    }
+    if (reads & BOOT_READS_OUT) call.out.data = value_data(plan, run, graph->node_out[step->node], backward);
+    call.saved = buffer_data(plan, run, plan->node_buffers[step->node].saved);
+    call.scratch = run->arena + plan->arena_floats;
+    return call;
+}
+
+BOOT_INLINE void add_into_body(int64_t count, const float *src, float *restrict dst) {
+    for (int64_t i = 0; i < count; i++) dst[i] += src[i];
+}
+BOOT_MULTI_ISA(add_into, (int64_t count, const float *src, float *restrict dst), (count, src, dst))
+
+static void add_parallel(int64_t count, const float *src, float *dst) {
+    const int64_t block = 16384;
+#pragma omp parallel for schedule(static)
+    for (int64_t i = 0; i < count; i += block) add_into(count - i < block ? count - i : block, src + i, dst + i);
+}
+
+static boot_status run_backward(const boot_plan *plan, const boot_run *run, const boot_step *step) {
+    const boot_graph *graph = &plan->graph;
+    const boot_node *node = &graph->nodes[step->node];
+    const boot_node_buffers *use = &plan->node_buffers[step->node];
+    boot_call call = make_call(plan, run, step);
+    call.dout = node->out;
+    call.dout.data = buffer_data(plan, run, plan->grad_buffer[graph->node_out[step->node]]);
+    for (int j = 0; j < BOOT_MAX_INPUTS; j++) {
+        const int id = graph->node_values[step->node][j];
+        call.din[j] = node->in[j];
+        if (id < 0 || !node->wants_grad[j]) continue;
+        if (graph->values[id].kind == BOOT_VALUE_PARAM) {
+            call.din[j].data = run->grads + graph->params->items[graph->values[id].index].offset;
+            continue;
+        }
+        const bool detour = use->temporary[j] >= 0;
+        call.din[j].data = buffer_data(plan, run, detour ? use->temporary[j] : use->din[j]);
+        call.accumulate[j] = use->add[j] && !detour;
+    }
+    BOOT_TRY(node->op->backward(node, &call));
+    for (int j = 0; j < BOOT_MAX_INPUTS; j++)
+        if (use->temporary[j] >= 0)
+            add_parallel(boot_count(&node->in[j]), call.din[j].data, buffer_data(plan, run, use->din[j]));
+    return BOOT_OK;
+}
+
+boot_status boot_plan_forward(const boot_plan *plan, const boot_run *run) {
+    for (int i = 0; i < plan->forward_steps; i++) {
+        const boot_call call = make_call(plan, run, &plan->steps[i]);
+        const boot_node *node = &plan->graph.nodes[plan->steps[i].node];
+        BOOT_TRY(node->op->forward(node, &call));
+    }
+    return BOOT_OK;
+}
+
+float *boot_plan_output(const boot_plan *plan, const boot_run *run) {
+    return buffer_data(plan, run, plan->value_buffer[plan->output]);
+}
+
+float *boot_plan_output_grad(const boot_plan *plan, const boot_run *run) {
+    return buffer_data(plan, run, plan->grad_buffer[plan->output]);
+}
+
+boot_status boot_plan_backward(const boot_plan *plan, const boot_run *run) {
+    for (int i = plan->forward_steps; i < plan->num_steps; i++) {
+        const boot_step *step = &plan->steps[i];
+        if (step->kind == BOOT_STEP_BACKWARD) {
+            BOOT_TRY(run_backward(plan, run, step));
+            continue;
+        }
+        const boot_call call = make_call(plan, run, step);
+        const boot_node *node = &plan->graph.nodes[step->node];
+        BOOT_TRY(node->op->forward(node, &call));
+    }
+    return BOOT_OK;
+}

@@ -1,0 +1,65 @@
+/* linear.c: y = x W^T + b over the rows of x; also the 1x1 convolution, whose weight is (O, I, 1, 1).
+ *
+ *   dx = dy W      dW = dy^T x      db = sum of dy over rows
+ *
+ * Every product keeps one order of summation, so results do not depend on the number of threads. */
+#include <string.h>
+
+#include "base/gemm.h"
+#include "ops/op.h"
+
+enum { X, WEIGHT, BIAS };
+
+static boot_status linear_infer(boot_node *node) {
+    const boot_tensor *x = &node->in[X], *weight = &node->in[WEIGHT];
+    const int64_t O = weight->n, I = boot_row(weight);
+    if (x->c != I)
+        return boot_fail(BOOT_ERR_VALUE, "linear (%s): x has %lld channels, weight expects %lld", node->name,
+                         (long long)x->c, (long long)I);
+    if (node->in[BIAS].n) BOOT_TRY(boot_expect_count(node, BIAS, "bias", O));
+    node->out = boot_shape(x->n, x->h, x->w, O);
+    node->scratch_floats = O * I; /* W^T */
+    return boot_expect_size(node, &node->out);
+}
+
+/* x: (M, I) with row stride ld, weight: (O, I), bias: (O), y: (M, O) */
+static boot_status linear_forward(const boot_node *node, const boot_call *call) {
+    (void)node;
+    const boot_tensor *x = &call->in[X], *y = &call->out;
+    const int64_t M = boot_pixels(x), I = x->c, O = y->c;
+    const float *bias = call->in[BIAS].data;
+    const int64_t block = 64;
+#pragma omp parallel for schedule(static) if (O * I > 16384)
+    for (int64_t o = 0; o < O; o += block)
+        boot_transpose(O - o < block ? O - o : block, I, call->in[WEIGHT].data + o * I, I,
+                       call->scratch + o, O);
+    if (bias)
+        for (int64_t m = 0; m < M; m++) memcpy(y->data + m * y->ld, bias, O * sizeof(float));
+    boot_gemm_parallel(M, O, I, x->data, x->ld, 1, call->scratch, O, y->data, y->ld, bias != NULL);
+    return BOOT_OK;
+}
+
+static boot_status linear_backward(const boot_node *node, const boot_call *call) {
+    (void)node;
+    const boot_tensor *x = &call->in[X], *dy = &call->dout, *dx = &call->din[X];
+    const int64_t M = boot_pixels(dy), I = x->c, O = dy->c;
+    float *db = call->din[BIAS].data;
+    if (dx->data)
+        boot_gemm_parallel(M, I, O, dy->data, dy->ld, 1, call->in[WEIGHT].data, I, dx->data, dx->ld,
+                           call->accumulate[X]);
+    if (call->din[WEIGHT].data)
+        boot_gemm_parallel(O, I, M, dy->data, 1, dy->ld, x->data, x->ld, call->din[WEIGHT].data, I, false);
+    if (db) {
+        memset(db, 0, O * sizeof(float));
+        for (int64_t m = 0; m < M; m++)
+            for (int64_t o = 0; o < O; o++) db[o] += dy->data[m * dy->ld + o];
+    }
+    return BOOT_OK;
+}
+
+const boot_op boot_op_linear = {
+    .name = "linear", .inputs = "x weight bias?", .attrs = "",
+    .doc = "y = x W^T + b. x: (N, H, W, I), weight: (O, I) or (O, I, 1, 1), bias: (O), y: (N, H, W, O).",
+    .flags = 0, .backward_reads = 1u << X | 1u << WEIGHT,
+    .infer = linear_infer, .forward = linear_forward, .backward = linear_backward,
+};

@@ -1,0 +1,38 @@
+/* tuner.c: a small list of kernel choices. */
+#include "ops/tuner.h"
+
+#include <stdio.h>
+#include <string.h>
+
+#include "base/memory.h"
+
+const boot_choice *boot_tuner_find(const boot_tuner *tuner, const char *key) {
+    for (int i = 0; i < tuner->count; i++)
+        if (!strcmp(tuner->choices[i].key, key)) return &tuner->choices[i];
+    return NULL;
+}
+
+boot_status boot_tuner_set(boot_tuner *tuner, const char *key, const char *kernel, double ms) {
+    boot_choice *choice = (boot_choice *)boot_tuner_find(tuner, key);
+    if (!choice) {
+        if (tuner->count == tuner->capacity) {
+            const int capacity = tuner->capacity ? 2 * tuner->capacity : 64;
+            void *grown;
+            BOOT_TRY(boot_alloc(&grown, capacity * sizeof(boot_choice), true, "kernel choices"));
+            if (tuner->count) memcpy(grown, tuner->choices, tuner->count * sizeof(boot_choice));
+            boot_free(tuner->choices);
+            tuner->choices = grown;
+            tuner->capacity = capacity;
+        }
+        choice = &tuner->choices[tuner->count++];
+    }
+    snprintf(choice->key, sizeof choice->key, "%s", key);
+    snprintf(choice->kernel, sizeof choice->kernel, "%s", kernel);
+    choice->ms = ms;
+    return BOOT_OK;
+}
+
+void boot_tuner_close(boot_tuner *tuner) {
+    boot_free(tuner->choices);
+    *tuner = (boot_tuner){0};
+}

@@ -1,0 +1,33 @@
+/* tuner.h: which kernel each layer shape uses: timed once, remembered, printable, pinnable. */
+#ifndef BOOT_TUNER_H
+#define BOOT_TUNER_H
+
+#include <stdbool.h>
+
+#include "base/dnnl.h"
+#include "base/status.h"
+
+enum { BOOT_KEY_LENGTH = 96, BOOT_KERNEL_LENGTH = 24 };
+
+typedef struct {
+    char key[BOOT_KEY_LENGTH];       /* e.g. "forward n8 32x32x128 o128 k3 s1 p1,1 t2" */
+    char kernel[BOOT_KERNEL_LENGTH]; /* e.g. "winograd" */
+    double ms;                       /* best time seen; 0 when pinned without timing */
+} boot_choice;
+
+typedef struct {
+    boot_choice *choices;
+    int count, capacity;
+} boot_tuner;
+
+const boot_choice *boot_tuner_find(const boot_tuner *tuner, const char *key); /* NULL: not known */
+boot_status boot_tuner_set(boot_tuner *tuner, const char *key, const char *kernel, double ms);
+void boot_tuner_close(boot_tuner *tuner);
+
+/* What an op's plan function may use. */
+typedef struct {
+    boot_dnnl *dnnl;
+    boot_tuner *tuner;
+} boot_plan_context;
+
+#endif

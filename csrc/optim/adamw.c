@@ -1,0 +1,92 @@
+/* adamw.c: the gradient's norm, then the update. */
+#include "optim/adamw.h"
+
+#include <math.h>
+#include <stddef.h>
+
+#include "base/isa.h"
+#include "base/memory.h"
+
+enum { BLOCK = 16384, LANES = 16 };
+
+/* Sum of squares of up to BLOCK floats; 16 partial sums so that compilers vectorise it in a fixed order. */
+BOOT_INLINE void squares_body(int64_t count, const float *g, double *sum) {
+    float part[LANES] = {0};
+    int64_t i = 0;
+    for (; i + LANES <= count; i += LANES)
+        for (int k = 0; k < LANES; k++) part[k] += g[i + k] * g[i + k];
+    for (; i < count; i++) part[i % LANES] += g[i] * g[i];
+    *sum = 0;
+    for (int k = 0; k < LANES; k++) *sum += part[k];
+}
+BOOT_MULTI_ISA(squares, (int64_t count, const float *g, double *sum), (count, g, sum))
+
+/* The squares of float32 overflow above 1.8e19; such a block is summed again in float64 before it is called
+   infinite. */
+static double block_squares(int64_t count, const float *g) {
+    double sum;
+    squares(count, g, &sum);
+    if (isfinite(sum)) return sum;
+    sum = 0;
+    for (int64_t i = 0; i < count; i++) sum += (double)g[i] * g[i];
+    return sum;
+}
+
+static boot_status grad_norm(int64_t count, const float *grads, double *norm) {
+    const int64_t blocks = (count + BLOCK - 1) / BLOCK;
+    double *part, total = 0;
+    BOOT_TRY(boot_alloc((void **)&part, blocks * sizeof(double), false, "gradient norm"));
+#pragma omp parallel for schedule(static)
+    for (int64_t b = 0; b < blocks; b++)
+        part[b] = block_squares(count - b * BLOCK < BLOCK ? count - b * BLOCK : BLOCK, grads + b * BLOCK);
+    for (int64_t b = 0; b < blocks; b++) total += part[b];
+    boot_free(part);
+    *norm = sqrt(total);
+    return BOOT_OK;
+}
+
+/* Constants of one update, rounded once. */
+typedef struct {
+    float clip, b1, b2, decay, rate, root, epsilon, ema;
+} update_terms;
+
+BOOT_INLINE void update_body(int64_t count, const update_terms *u, float *restrict w, const float *restrict g,
+                             float *restrict m, float *restrict v) {
+    const update_terms t = *u;
+    for (int64_t i = 0; i < count; i++) {
+        const float d = g[i] * t.clip;
+        m[i] = t.b1 * m[i] + (1.0f - t.b1) * d;
+        v[i] = t.b2 * v[i] + (1.0f - t.b2) * d * d;
+        w[i] = w[i] * t.decay - t.rate * m[i] / (sqrtf(v[i]) * t.root + t.epsilon);
+    }
+}
+BOOT_MULTI_ISA(update,
+               (int64_t count, const update_terms *u, float *restrict w, const float *restrict g, float *restrict m,
+                float *restrict v),
+               (count, u, w, g, m, v))
+
+BOOT_INLINE void average_body(int64_t count, float keep, const float *restrict w, float *restrict ema) {
+    for (int64_t i = 0; i < count; i++) ema[i] = keep * ema[i] + (1.0f - keep) * w[i];
+}
+BOOT_MULTI_ISA(average, (int64_t count, float keep, const float *restrict w, float *restrict ema), (count, keep, w, ema))
+
+boot_status boot_adamw_step(const boot_adamw_config *c, int64_t count, float *weights, const float *grads,
+                            float *m, float *v, float *ema, double *norm) {
+    BOOT_TRY(grad_norm(count, grads, norm));
+    if (!isfinite(*norm))
+        return boot_fail(BOOT_ERR_NONFINITE, "gradient norm is %g, expected a finite number", *norm);
+    const double clip = c->max_grad_norm > 0 ? c->max_grad_norm / (*norm + 1e-6) : 1;
+    const update_terms terms = {
+        .clip = (float)(clip < 1 ? clip : 1), .b1 = (float)c->beta1, .b2 = (float)c->beta2,
+        .decay = (float)(1 - c->learning_rate * c->weight_decay),
+        .rate = (float)(c->learning_rate / (1 - pow(c->beta1, (double)c->step))),
+        .root = (float)(1 / sqrt(1 - pow(c->beta2, (double)c->step))), .epsilon = (float)c->epsilon,
+        .ema = (float)c->ema_decay};
+#pragma omp parallel for schedule(static)
+    for (int64_t i = 0; i < count; i += BLOCK) {
+        const int64_t size = count - i < BLOCK ? count - i : BLOCK;
+        update(size, &terms, weights + i, grads + i, m + i, v + i);
+        if (ema) average(size, terms.ema, weights + i, ema + i);
+    }
+    return BOOT_OK;
+}
