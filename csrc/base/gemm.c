@@ -36,13 +36,10 @@
 #undef NAME
 #undef TARGET
 
-typedef void (*panel_fn)(int64_t M, int64_t K, const float *a, int64_t rsa, int64_t csa, const float *b,
-                         int64_t ldb, float *c, int64_t ldc, bool accumulate);
-
 /* K is cut so that a B panel (KC x 2 VL floats) stays in the first-level cache. */
 enum { KC = 256, MAX_NR = 32, MC = 96 };
 
-static panel_fn choose_panel(int *nr) {
+boot_panel_fn boot_gemm_panel(int *nr) {
     switch (boot_isa()) {
         case BOOT_ISA_AVX512: *nr = avx512_NR; return avx512_panel;
         case BOOT_ISA_AVX2: *nr = avx2_NR; return avx2_panel;
@@ -51,7 +48,7 @@ static panel_fn choose_panel(int *nr) {
 }
 
 /* The last, partial panel: B and C go through zero-padded copies so that the kernel needs no masks. */
-static void edge_panel(panel_fn panel, int nr, int64_t M, int64_t cols, int64_t K, const float *a,
+static void edge_panel(boot_panel_fn panel, int nr, int64_t M, int64_t cols, int64_t K, const float *a,
                        int64_t rsa, int64_t csa, const float *b, int64_t ldb, float *c, int64_t ldc,
                        bool accumulate) {
     float bpad[KC * MAX_NR] __attribute__((aligned(64)));
@@ -74,7 +71,7 @@ static void edge_panel(panel_fn panel, int nr, int64_t M, int64_t cols, int64_t 
 void boot_gemm(int64_t M, int64_t N, int64_t K, const float *a, int64_t rsa, int64_t csa,
                const float *b, int64_t ldb, float *c, int64_t ldc, bool accumulate) {
     int nr;
-    const panel_fn panel = choose_panel(&nr);
+    const boot_panel_fn panel = boot_gemm_panel(&nr);
     if (K == 0 && !accumulate)
         for (int64_t i = 0; i < M; i++) memset(c + i * ldc, 0, N * sizeof(float));
     for (int64_t k = 0; k < K; k += KC) {

@@ -10,7 +10,12 @@
 void boot_gemm(int64_t M, int64_t N, int64_t K, const float *a, int64_t rsa, int64_t csa,
                const float *b, int64_t ldb, float *c, int64_t ldc, bool accumulate);
 
-/* The same, split over the OpenMP threads by rows and columns of C (never over K: the same bits for any
+/* One panel of B: *nr columns with row stride ldb, C = or += A B for all M rows. For kernels that pack B. */
+typedef void (*boot_panel_fn)(int64_t M, int64_t K, const float *a, int64_t rsa, int64_t csa, const float *b,
+                              int64_t ldb, float *c, int64_t ldc, bool accumulate);
+boot_panel_fn boot_gemm_panel(int *nr);
+
+/* The same as boot_gemm, split over the OpenMP threads by rows and columns of C (never over K: the same bits for any
    number of threads). */
 void boot_gemm_parallel(int64_t M, int64_t N, int64_t K, const float *a, int64_t rsa, int64_t csa,
                         const float *b, int64_t ldb, float *c, int64_t ldc, bool accumulate);

@@ -20,7 +20,7 @@ enum { X, WEIGHT, BIAS, TEMB, RESIDUAL };
 enum { STRIDE, PAD_BEGIN, PAD_END, SCALE, KERNEL };
 
 const boot_conv_kernel *const boot_conv_kernels[BOOT_NUM_CONV_KERNELS] = {
-    NULL, &boot_conv_direct, &boot_conv_dnnl_winograd, &boot_conv_plain};
+    NULL, &boot_conv_direct, &boot_conv_dnnl_winograd, &boot_conv_winograd, &boot_conv_plain};
 
 typedef struct {
     boot_conv_shape shape;

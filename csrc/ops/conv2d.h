@@ -39,10 +39,10 @@ typedef struct {
     void (*destroy)(void *state);
 } boot_conv_kernel;
 
-extern const boot_conv_kernel boot_conv_direct, boot_conv_dnnl_winograd, boot_conv_plain;
+extern const boot_conv_kernel boot_conv_direct, boot_conv_dnnl_winograd, boot_conv_winograd, boot_conv_plain;
 
 /* All kernels; boot_conv_kernels[0] is "auto" (NULL). */
-enum { BOOT_NUM_CONV_KERNELS = 4 };
+enum { BOOT_NUM_CONV_KERNELS = 5 };
 extern const boot_conv_kernel *const boot_conv_kernels[BOOT_NUM_CONV_KERNELS];
 
 /* Best of `repeats` runs in seconds on made-up data, for the tuner and for benchmarks. */
