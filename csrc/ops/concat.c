@@ -59,6 +59,6 @@ static boot_status concat_backward(const boot_node *node, const boot_call *call)
 const boot_op boot_op_concat = {
     .name = "concat", .inputs = "a b", .attrs = "",
     .doc = "y = [a, b] along channels. a: (N, H, W, Ca), b: (N, H, W, Cb).",
-    .flags = BOOT_OP_RECOMPUTE, .backward_reads = 0,
+    .flags = BOOT_OP_RECOMPUTE | BOOT_OP_CONCAT, .backward_reads = 0,
     .infer = concat_infer, .forward = concat_forward, .backward = concat_backward,
 };

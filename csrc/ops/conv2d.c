@@ -163,6 +163,8 @@ static boot_status conv2d_plan(boot_node *node, void *context) {
         BOOT_TRY(choose_kernel(node, &state->shape, d, plan, &state->kernel[d]));
         BOOT_TRY(state->kernel[d]->create(&state->shape, d, plan->dnnl, &state->state[d], &floats));
         scratch = max64(scratch, floats);
+        if (!state->kernel[d]->fused && d != BOOT_CONV_DATA) node->dense |= 1u << X; /* oneDNN: plain NHWC only */
+        if (!state->kernel[d]->fused && d == BOOT_CONV_FORWARD) node->dense |= BOOT_DENSE_OUT;
     }
     state->sums_at = (scratch + 15) / 16 * 16;
     node->scratch_floats = state->sums_at;

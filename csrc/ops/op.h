@@ -30,7 +30,8 @@ typedef struct {
 
 enum {
     BOOT_OP_RECOMPUTE = 1,   /* so cheap that backward recomputes the output instead of keeping it */
-    BOOT_OP_NO_GRADIENT = 2 /* a source: nothing flows back through it */
+    BOOT_OP_NO_GRADIENT = 2, /* a source: nothing flows back through it */
+    BOOT_OP_CONCAT = 4       /* output is its inputs side by side: the plan may place them there at once */
 };
 
 /* One operation. Names are lists separated by blanks; `?` marks an optional input or an attribute whose default is 0.
@@ -50,6 +51,7 @@ typedef struct {
 } boot_op;
 
 #define BOOT_READS_OUT (1u << 31)
+#define BOOT_DENSE_OUT (1u << 31)
 
 /* One use of an operation: shapes only, no memory but what `state` holds. */
 struct boot_node {
@@ -64,6 +66,9 @@ struct boot_node {
        passes din[i].data == dout.data. -1: none. */
     int grad_alias;
     int64_t saved_floats, scratch_floats;
+    /* Set by plan where a kernel needs dense pixels (ld == c): bit i for in[i], bit 31 for out. Elsewhere the
+       plan may hand out channel slices of a wider tensor. */
+    unsigned dense;
     void *state;
 };
 
