@@ -36,8 +36,9 @@ int boot_py_same_shape(PyArrayObject *a, const char *name_a, PyArrayObject *b, c
 static inline float *boot_py_data(PyArrayObject *a) { return (float *)PyArray_DATA(a); }
 static inline double *boot_py_ddata(PyArrayObject *a) { return (double *)PyArray_DATA(a); }
 
-/* Makes the calling thread's OpenMP team as large as boot.set_num_threads said. */
-void boot_py_use_threads(PyObject *module_or_null);
+/* Makes the calling thread's OpenMP teams as large as set_num_threads said; every entry into the core calls it,
+   since OpenMP keeps that number per thread. */
+void boot_py_use_threads(void);
 
 /* Type and method tables of the other files. */
 extern PyType_Spec boot_unet2d_spec;

@@ -3,6 +3,7 @@
 #include "python/glue.h"
 
 #include <omp.h>
+#include <stdatomic.h>
 
 #include "base/dnnl.h"
 #include "base/isa.h"
@@ -19,8 +20,17 @@
 #define BOOT_VERSION "unknown"
 #endif
 
+/* A setting of the whole process, like OMP_NUM_THREADS; 0: OpenMP's own default. */
+static atomic_int num_threads;
+
+void boot_py_use_threads(void) {
+    const int n = atomic_load_explicit(&num_threads, memory_order_relaxed);
+    if (n > 0) omp_set_num_threads(n);
+}
+
 static PyObject *show_config(PyObject *self, PyObject *unused) {
     (void)self, (void)unused;
+    boot_py_use_threads();
     const dnnl_version_t *v = dnnl_version();
     const int runtime = (int)v->cpu_runtime;
     return Py_BuildValue(
@@ -37,12 +47,13 @@ static PyObject *set_num_threads(PyObject *self, PyObject *arg) {
     if (n == -1 && PyErr_Occurred()) return NULL;
     if (n < 1 || n > 1024)
         return PyErr_Format(PyExc_ValueError, "num_threads is %ld, expected a whole number in [1, 1024]", n);
-    omp_set_num_threads((int)n);
+    atomic_store_explicit(&num_threads, (int)n, memory_order_relaxed);
     Py_RETURN_NONE;
 }
 
 static PyObject *get_num_threads(PyObject *self, PyObject *unused) {
     (void)self, (void)unused;
+    boot_py_use_threads();
     return PyLong_FromLong(omp_get_max_threads());
 }
 
@@ -88,7 +99,7 @@ static PyObject *alphas_cumprod(PyObject *self, PyObject *args) {
 
 static PyMethodDef methods[] = {
     {"show_config", show_config, METH_NOARGS, "Versions, instruction set, threads, compiler and flags."},
-    {"set_num_threads", set_num_threads, METH_O, "Threads of the calling thread's OpenMP teams."},
+    {"set_num_threads", set_num_threads, METH_O, "Threads that every core call of this process uses."},
     {"get_num_threads", get_num_threads, METH_NOARGS, "Threads that a core call made now would use."},
     {"conv_kernels", conv_kernels, METH_NOARGS, "Names of the convolution kernels; the index is conv2d's attribute."},
     {"alphas_cumprod", alphas_cumprod, METH_VARARGS,

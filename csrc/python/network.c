@@ -187,6 +187,7 @@ static void unet_dealloc(PyObject *object) {
 
 /* One thread at a time: a second one gets an exception instead of a broken result. */
 static int enter(UNet2D *self) {
+    boot_py_use_threads();
     if (!atomic_flag_test_and_set(&self->busy)) return 0;
     PyErr_SetString(PyExc_RuntimeError, "this network is running in another thread; use one object per thread");
     return -1;

@@ -117,6 +117,7 @@ static int single_open(single *s, const char *name, PyObject *inputs, PyObject *
         PyErr_Format(PyExc_ValueError, "unknown op \"%s\"", name);
         return -1;
     }
+    boot_py_use_threads();
     if (read_inputs(s, inputs) || read_attrs(s, attrs, values)) return -1;
     boot_status status;
     Py_BEGIN_ALLOW_THREADS;
@@ -220,6 +221,7 @@ static PyObject *bench_conv(PyObject *self, PyObject *args) {
     c.Wo = (c.W + c.pad_begin + c.pad_end - c.k) / c.stride + 1;
     if (!boot_conv_kernels[kernel]->applies(&c, direction))
         return PyErr_Format(PyExc_NotImplementedError, "bench_conv: %s does not do this shape", name);
+    boot_py_use_threads();
     boot_dnnl dnnl;
     double seconds = 0;
     boot_status status;

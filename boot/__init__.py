@@ -1,0 +1,99 @@
+"""boot: turns a trained diffusion model into a generator that needs one network call, without data.
+
+Start with `boot.Distiller(teacher_folder).fit()`, then `distiller.student.sample(16)`. Everything
+named here is imported on first use, so that `import boot` is quick.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from boot._version import __version__
+
+if TYPE_CHECKING:
+    from boot._core import get_num_threads, set_num_threads, show_config
+    from boot.callbacks import Callback, History
+    from boot.config import DistillConfig
+    from boot.distiller import Distiller
+    from boot.errors import (
+        BootError,
+        BootWarning,
+        CheckpointError,
+        ConfigError,
+        FormatError,
+        ResumeMismatch,
+        TrainingDiverged,
+        UnsupportedModel,
+    )
+    from boot.student import Student
+    from boot.teacher import Teacher
+
+# Public name -> the module it is imported from on first use.
+_EXPORTS = {
+    "Distiller": "distiller",
+    "Teacher": "teacher",
+    "Student": "student",
+    "DistillConfig": "config",
+    "Callback": "callbacks",
+    "History": "callbacks",
+    "show_config": "_core",
+    "set_num_threads": "_core",
+    "get_num_threads": "_core",
+    **dict.fromkeys(
+        (
+            "BootError",
+            "BootWarning",
+            "CheckpointError",
+            "ConfigError",
+            "FormatError",
+            "ResumeMismatch",
+            "TrainingDiverged",
+            "UnsupportedModel",
+        ),
+        "errors",
+    ),
+}
+
+__all__ = [  # noqa: RUF022 - in the order of use
+    "Distiller",
+    "Teacher",
+    "Student",
+    "DistillConfig",
+    "Callback",
+    "History",
+    "show_config",
+    "set_num_threads",
+    "get_num_threads",
+    "BootError",
+    "BootWarning",
+    "CheckpointError",
+    "ConfigError",
+    "FormatError",
+    "ResumeMismatch",
+    "TrainingDiverged",
+    "UnsupportedModel",
+    "__version__",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name, or the C core after the library that it needs, on first use."""
+    if name == "_core":
+        from boot._onednn import load
+
+        load()
+        return importlib.import_module("boot._core")
+    if name not in _EXPORTS:
+        raise AttributeError(f"module 'boot' has no attribute {name!r}")
+    # The core is asked for through this function, never directly: see above.
+    module = __getattr__("_core") if _EXPORTS[name] == "_core" else None
+    module = module or importlib.import_module(f"boot.{_EXPORTS[name]}")
+    value = getattr(module, name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    """List the public names, imported or not."""
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,3 @@
+"""The version of boot, kept here alone."""
+
+__version__ = "0.1.0"

@@ -1,0 +1,244 @@
+"""What happens around training steps: progress bar, log file, sample grids, and your own hooks.
+
+Event names and arguments are those of transformers' TrainerCallback.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import math
+import sys
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from boot.config import DistillConfig
+from boot.files import write_atomically
+
+if TYPE_CHECKING:
+    from boot.distiller import Distiller
+
+LOG_FILE = "log.jsonl"
+SAMPLES_FOLDER = "samples"
+_log = logging.getLogger("boot")
+
+
+@dataclasses.dataclass
+class TrainState:
+    """Counters of a run: all that a checkpoint stores beside the buffers.
+
+    step: finished steps, skipped ones included. updates: optimiser updates made. skipped: steps
+    without an update because a number was not finite. bad_in_a_row: such steps since the last
+    good one.
+    """
+
+    step: int = 0
+    updates: int = 0
+    skipped: int = 0
+    bad_in_a_row: int = 0
+
+
+@dataclasses.dataclass
+class Control:
+    """Flags that a callback may set; the loop looks at them at every step border."""
+
+    should_training_stop: bool = False
+    should_log: bool = False
+    should_save: bool = False
+
+
+class Callback:
+    """Base class: override the events you need.
+
+    Every event gets (config, state, control, **kwargs); kwargs always has `distiller`, and `logs`
+    (the numbers of the step) from on_step_end on.
+    """
+
+    def on_train_begin(
+        self, config: DistillConfig, state: TrainState, control: Control, **kwargs: Any
+    ) -> None:
+        """Before the first step of a `fit`."""
+
+    def on_step_begin(
+        self, config: DistillConfig, state: TrainState, control: Control, **kwargs: Any
+    ) -> None:
+        """Before every step."""
+
+    def on_step_end(
+        self, config: DistillConfig, state: TrainState, control: Control, **kwargs: Any
+    ) -> None:
+        """After every step; set control.should_training_stop here to stop."""
+
+    def on_log(
+        self, config: DistillConfig, state: TrainState, control: Control, **kwargs: Any
+    ) -> None:
+        """Every `logging_steps` steps."""
+
+    def on_save(
+        self, config: DistillConfig, state: TrainState, control: Control, **kwargs: Any
+    ) -> None:
+        """After a checkpoint was written; kwargs has its `path`."""
+
+    def on_train_end(
+        self, config: DistillConfig, state: TrainState, control: Control, **kwargs: Any
+    ) -> None:
+        """After the last step of a `fit`, also when it was interrupted or failed."""
+
+
+class History(Callback):
+    """Collects the logged numbers: `.history` maps each name to its values over time."""
+
+    def __init__(self) -> None:
+        """Start empty."""
+        self.history: dict[str, list[Any]] = {}
+        self.interrupted = False
+
+    def on_log(
+        self, config: DistillConfig, state: TrainState, control: Control, **kwargs: Any
+    ) -> None:
+        """Append the numbers of this step."""
+        for name, value in kwargs["logs"].items():
+            self.history.setdefault(name, []).append(value)
+
+    def to_dict(self) -> dict[str, list[Any]]:
+        """Return a copy of the history as plain lists."""
+        return {name: list(values) for name, values in self.history.items()}
+
+    def __repr__(self) -> str:
+        """Show the length and the last loss."""
+        losses = self.history.get("loss", [])
+        last = f", last loss {losses[-1]:.4g}" if losses else ""
+        return f"History({len(losses)} logged steps{last})"
+
+
+class ProgressBar(Callback):
+    """A tqdm bar with rate, loss and time left; plain lines where stderr is not a terminal."""
+
+    def __init__(self) -> None:
+        """Create the bar when training begins."""
+        self._bar: Any = None
+        self._loss = math.nan
+        self._last_line = 0.0
+
+    def on_train_begin(
+        self, config: DistillConfig, state: TrainState, control: Control, **kwargs: Any
+    ) -> None:
+        """Open the bar, at the step a resumed run starts from."""
+        self._loss, self._last_line = math.nan, time.monotonic()
+        if sys.stderr.isatty() or "ipykernel" in sys.modules:
+            from tqdm.auto import tqdm
+
+            self._bar = tqdm(
+                total=config.max_train_steps, initial=state.step, unit="step", desc="distil"
+            )
+
+    def on_step_end(
+        self, config: DistillConfig, state: TrainState, control: Control, **kwargs: Any
+    ) -> None:
+        """Advance; the loss shown is an average over about the last 50 steps."""
+        loss = kwargs["logs"]["loss"]
+        if math.isfinite(loss):
+            self._loss = loss if math.isnan(self._loss) else 0.98 * self._loss + 0.02 * loss
+        if self._bar is not None:
+            self._bar.set_postfix(loss=f"{self._loss:.4f}", refresh=False)
+            self._bar.update(state.step - self._bar.n)
+        elif time.monotonic() - self._last_line >= 10.0:  # a log file wants few lines
+            self._last_line = time.monotonic()
+            _log.info("step %d of %d, loss %.4f", state.step, config.max_train_steps, self._loss)
+
+    def on_train_end(
+        self, config: DistillConfig, state: TrainState, control: Control, **kwargs: Any
+    ) -> None:
+        """Close the bar."""
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None
+
+
+class JsonlLog(Callback):
+    """Appends the numbers of each logged step to `output_dir/log.jsonl`, one JSON object a line."""
+
+    def __init__(self, path: Path) -> None:
+        """Write to `path`."""
+        self._path = path
+
+    def on_train_begin(
+        self, config: DistillConfig, state: TrainState, control: Control, **kwargs: Any
+    ) -> None:
+        """Drop lines of steps after the one that this run continues from: they will come again."""
+        if self._path.exists():
+            write_atomically(self._path, "".join(_lines_up_to(self._path, state.step)))
+
+    def on_log(
+        self, config: DistillConfig, state: TrainState, control: Control, **kwargs: Any
+    ) -> None:
+        """Append one line; numbers that are not finite become null, which JSON can hold."""
+        finite = {
+            name: None if isinstance(value, float) and not math.isfinite(value) else value
+            for name, value in kwargs["logs"].items()
+        }
+        with self._path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(finite) + "\n")
+
+
+def _lines_up_to(path: Path, step: int) -> Iterable[str]:
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True):
+        try:
+            kept = line.endswith("\n") and int(json.loads(line)["step"]) <= step
+        except (ValueError, KeyError, TypeError):
+            kept = False  # a line cut short by a crash
+        if kept:
+            yield line
+
+
+class TensorBoardLog(Callback):
+    """Writes the numbers of each logged step to `output_dir/tensorboard`."""
+
+    def __init__(self, folder: Path) -> None:
+        """Import the writer now, so that a missing package is an error before training."""
+        try:
+            from tensorboard.summary import Writer
+        except ImportError:
+            raise ImportError(
+                "report_to='tensorboard' needs the package tensorboard: "
+                "pip install boot[tensorboard]"
+            ) from None
+        self._writer = Writer(str(folder))
+
+    def on_log(
+        self, config: DistillConfig, state: TrainState, control: Control, **kwargs: Any
+    ) -> None:
+        """Add one point to each curve."""
+        for name, value in kwargs["logs"].items():
+            if name != "step" and math.isfinite(value):
+                self._writer.add_scalar(f"train/{name}", value, state.step)
+
+    def on_train_end(
+        self, config: DistillConfig, state: TrainState, control: Control, **kwargs: Any
+    ) -> None:
+        """Flush."""
+        self._writer.flush()
+
+
+class SampleGrid(Callback):
+    """Writes a grid of the student's images, always from the same noise, every `sample_steps`."""
+
+    def __init__(self, folder: Path) -> None:
+        """Write `folder/step-000500.png` and so on."""
+        self._folder = folder
+
+    def on_step_end(
+        self, config: DistillConfig, state: TrainState, control: Control, **kwargs: Any
+    ) -> None:
+        """Write one picture if it is time."""
+        last = state.step == config.max_train_steps
+        if config.sample_steps and (state.step % config.sample_steps == 0 or last):
+            from boot.images import save_grid
+
+            distiller: Distiller = kwargs["distiller"]
+            images = distiller.student.sample(config.num_sample_images, seed=config.seed)
+            self._folder.mkdir(exist_ok=True)
+            save_grid(self._folder / f"step-{state.step:06d}.png", images)

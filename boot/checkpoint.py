@@ -1,0 +1,239 @@
+"""Checkpoints: the whole state of a training run in one folder, written atomically and verified.
+
+`checkpoint-N/` holds `state.safetensors` (flat buffers: weights, ema, m, v), `config.json` and,
+last, `manifest.json` with the size and SHA-256 of the others. Randomness needs no state: it
+follows from the seed and the step number.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import re
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from boot._version import __version__
+from boot.errors import CheckpointError, FormatError, ResumeMismatch, listed, shown
+from boot.files import folder_atomically, open_regular, read_json_object, to_json, write_synced
+from boot.safetensors_io import load_tensors, save_tensors
+
+MANIFEST_FILE = "manifest.json"
+STATE_FILE = "state.safetensors"
+CONFIG_FILE = "config.json"
+FORMAT_VERSION = 1
+
+# Settings that may differ between a checkpoint and the run that continues it: they change where
+# things are written and how long training takes, not what a step computes. max_train_steps moves
+# the end of the learning rate's course, which is what continuing for longer means.
+FREE_SETTINGS = frozenset(
+    "max_train_steps output_dir num_threads logging_steps sample_steps num_sample_images "
+    "checkpointing_steps checkpoints_total_limit resume_from_checkpoint report_to".split()
+)
+
+_NAME = re.compile(r"checkpoint-(\d{1,12})", re.ASCII)
+_log = logging.getLogger("boot")
+
+Buffers = Mapping[str, NDArray[np.float32]]
+
+
+@dataclass(frozen=True)
+class Identity:
+    """What a checkpoint belongs to: SHA-256 of the teacher, of the weights' layout, settings."""
+
+    teacher: str
+    layout: str
+    config: dict[str, Any]
+
+
+def layout_of(parameters: list[tuple[str, tuple[int, ...], int]]) -> str:
+    """Return a SHA-256 of names, shapes and offsets in the flat buffers."""
+    return hashlib.sha256(repr([(n, tuple(s), o) for n, s, o in parameters]).encode()).hexdigest()
+
+
+# -------------------------------------------------------------------------------------- writing
+
+
+def save_checkpoint(
+    output_dir: Path, step: int, buffers: Buffers, identity: Identity, state: Mapping[str, Any]
+) -> Path:
+    """Write `output_dir/checkpoint-<step>` durably and return its path.
+
+    buffers: flat float32 arrays by name. state: JSON-ready counters. A crash at any instant leaves
+    either no folder of that name or a complete one. Raises CheckpointError with the reason.
+    """
+    path = output_dir / f"checkpoint-{step}"
+    try:
+        with folder_atomically(path, last=MANIFEST_FILE) as temporary:
+            save_tensors(temporary / STATE_FILE, buffers)
+            _write_text(temporary / CONFIG_FILE, to_json(identity.config))
+            manifest = {
+                "format_version": FORMAT_VERSION,
+                "boot_version": __version__,
+                "step": step,
+                "state": dict(state),
+                "teacher": identity.teacher,
+                "layout": identity.layout,
+                "files": {n: _measure(temporary / n) for n in (STATE_FILE, CONFIG_FILE)},
+            }
+            _write_text(temporary / MANIFEST_FILE, to_json(manifest))
+    except OSError as problem:
+        needed = sum(array.nbytes for array in buffers.values())
+        free = shutil.disk_usage(output_dir).free if output_dir.is_dir() else 0
+        raise CheckpointError(
+            problem.errno,
+            f"checkpoint not written: {problem.strerror or problem} ({needed:,} bytes needed, "
+            f"{free:,} free)",
+            str(path),
+        ) from problem
+    return path
+
+
+def _write_text(path: Path, text: str) -> None:
+    write_synced(path, lambda file: file.write(text.encode("utf-8")))
+
+
+def _measure(path: Path) -> dict[str, Any]:
+    """Return the size and SHA-256 of a file, from what is stored and not from what was meant."""
+    digest, size = hashlib.sha256(), 0
+    with open_regular(path) as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+            size += len(block)
+    return {"bytes": size, "sha256": digest.hexdigest()}
+
+
+def prune_checkpoints(output_dir: Path, limit: int | None) -> None:
+    """Delete all but the newest `limit` checkpoints, once the newest has been verified."""
+    paths = list_checkpoints(output_dir)
+    if limit is None or len(paths) <= limit:
+        return
+    read_manifest(paths[0])
+    for path in paths[limit:]:
+        shutil.rmtree(path, ignore_errors=True)
+
+
+# -------------------------------------------------------------------------------------- reading
+
+
+def list_checkpoints(output_dir: Path) -> list[Path]:
+    """Return the checkpoint folders in a folder, newest (highest step) first, unverified."""
+    if not output_dir.is_dir():
+        return []
+    found = [(int(m[1]), p) for p in output_dir.iterdir() if (m := _NAME.fullmatch(p.name))]
+    return [path for _, path in sorted(found, reverse=True) if path.is_dir()]
+
+
+def find_latest(output_dir: Path) -> Path | None:
+    """Return the newest intact checkpoint of a folder, or None; damaged ones are named in the log.
+
+    Validity comes from content: every file of the manifest must have its size and SHA-256.
+    """
+    for path in list_checkpoints(output_dir):
+        try:
+            read_manifest(path)
+        except CheckpointError as problem:
+            _log.warning("ignoring a damaged checkpoint: %s", problem)
+        else:
+            return path
+    return None
+
+
+def read_manifest(path: Path) -> dict[str, Any]:
+    """Return the manifest of a checkpoint after comparing every file with it.
+
+    Raises CheckpointError naming the file that is missing, cut short or changed.
+    """
+    where = path / MANIFEST_FILE
+    try:
+        manifest = read_json_object(where)
+        files = manifest["files"]
+        well_formed = set(files) == {STATE_FILE, CONFIG_FILE} and isinstance(manifest["step"], int)
+        if manifest["format_version"] != FORMAT_VERSION or not well_formed:
+            raise CheckpointError(f"{where}: not a manifest of this version of boot")
+        for name, expected in files.items():
+            found = _measure(path / name)
+            if found != expected:
+                raise CheckpointError(
+                    f"{path / name} is damaged: {found['bytes']} bytes, SHA-256 "
+                    f"{found['sha256'][:12]}..., but the manifest says {shown(expected)}"
+                )
+    except CheckpointError:
+        raise
+    except (OSError, FormatError) as problem:
+        raise CheckpointError(f"{path} cannot be read: {problem}") from problem
+    except (KeyError, TypeError) as problem:
+        raise CheckpointError(f"{where}: malformed: {problem!r}") from problem
+    return manifest
+
+
+def load_checkpoint(path: Path, buffers: Buffers, identity: Identity) -> dict[str, Any]:
+    """Verify a checkpoint, copy its arrays into `buffers`, and return its manifest.
+
+    Raises CheckpointError if it is damaged, ResumeMismatch if it belongs to another teacher or to
+    other settings; the buffers are then untouched.
+    """
+    manifest = read_manifest(path)
+    try:
+        stored = load_tensors(path / STATE_FILE)
+        config = read_json_object(path / CONFIG_FILE)
+    except (OSError, FormatError) as problem:
+        raise CheckpointError(f"{path} cannot be read: {problem}") from problem
+    differences = _differences(manifest, config, identity)
+    if differences:
+        raise ResumeMismatch(f"{path} cannot be continued with this run: {'; '.join(differences)}")
+    for name, buffer in buffers.items():
+        if name not in stored or stored[name].shape != buffer.shape:
+            raise CheckpointError(f"{path / STATE_FILE}: no array {name!r} of {buffer.shape}")
+    for name, buffer in buffers.items():
+        buffer[...] = stored[name]
+    return manifest
+
+
+def _differences(manifest: dict[str, Any], config: dict[str, Any], identity: Identity) -> list[str]:
+    """Say what differs, in words that name the setting and both values."""
+    result = []
+    if manifest["teacher"] != identity.teacher:
+        result.append(
+            f"another teacher (SHA-256 {shown(manifest['teacher'], 14)}, now "
+            f"{shown(identity.teacher, 14)})"
+        )
+    elif manifest["layout"] != identity.layout:
+        result.append("another order of weights (written by another version of boot)")
+    names = (set(config) | set(identity.config)) - FREE_SETTINGS
+    result += [
+        f"{name} was {config.get(name)!r}, now {identity.config.get(name)!r}"
+        for name in sorted(names)
+        if config.get(name) != identity.config.get(name)
+    ]
+    return result
+
+
+def resolve_resume(wanted: str | None, output_dir: Path | None) -> Path | None:
+    """Return the checkpoint that `resume_from_checkpoint` means, or None to start afresh.
+
+    "latest" is the newest intact one of output_dir; anything else is the path of a checkpoint.
+    Raises FileNotFoundError for a path that is not there, ValueError for "latest" without a folder.
+    """
+    if wanted is None:
+        return None
+    if wanted != "latest":
+        path = Path(os.path.abspath(wanted))
+        if not (path / MANIFEST_FILE).is_file():
+            found = list_checkpoints(path)
+            hint = f"; it holds {listed([p.name for p in found], 5)}" if found else ""
+            raise FileNotFoundError(
+                f"resume_from_checkpoint must be 'latest' or a checkpoint folder, but "
+                f"{wanted!r} has no {MANIFEST_FILE}{hint}"
+            )
+        return path
+    if output_dir is None:
+        raise ValueError("resume_from_checkpoint='latest' needs an output_dir to look in")
+    return find_latest(output_dir)

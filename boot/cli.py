@@ -1,0 +1,296 @@
+"""The command `boot`: distill, sample, evaluate, info and demo.
+
+Errors are one line on stderr and a non-zero exit code: 2 for a wrong command line, 1 for anything
+else, 130 for Ctrl-C. `--debug` shows the traceback.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import sys
+import traceback
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from boot._version import __version__
+from boot.flags import Parser, UsageError, add_config_flags, config_values, flag_of
+
+EXIT_ERROR, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line (sys.argv by default) and return the exit code."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    debug = "--debug" in arguments
+    try:
+        namespace = build_parser().parse_args(arguments)
+        _set_up_messages(namespace.quiet)
+        return int(namespace.command(namespace))
+    except KeyboardInterrupt:
+        print("boot: interrupted", file=sys.stderr)
+        return EXIT_INTERRUPTED
+    except BrokenPipeError:  # the reader of our output went away: nobody to tell
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_ERROR
+    except Exception as problem:
+        if debug:
+            traceback.print_exc()
+        print(f"boot: error: {one_line(problem)}", file=sys.stderr)
+        return EXIT_USAGE if isinstance(problem, UsageError) else EXIT_ERROR
+
+
+def one_line(problem: BaseException) -> str:
+    """Return the message of an exception as one line, with its class where that says more."""
+    from boot.errors import BootError
+
+    text = str(problem)
+    if isinstance(problem, OSError) and problem.strerror:
+        where = f": {problem.filename}" if problem.filename else ""
+        text = f"{problem.strerror}{where}"
+    text = " ".join(text.split())
+    expected = (BootError, UsageError, ValueError, TypeError, OSError, ImportError, ArithmeticError)
+    if not text or not isinstance(problem, expected):
+        return f"{type(problem).__name__}: {text}".rstrip(": ")
+    return text
+
+
+def _set_up_messages(quiet: bool) -> None:
+    """Send log lines and warnings to stderr, one line each, as `boot: ...`."""
+    log = logging.getLogger("boot")
+    log.handlers[:] = [logging.StreamHandler()]
+    log.handlers[0].setFormatter(logging.Formatter("boot: %(message)s"))
+    log.setLevel(logging.WARNING if quiet else logging.INFO)
+
+    def show(message: Warning | str, *args: Any, **kwargs: Any) -> None:
+        log.warning("warning: %s", " ".join(str(message).split()))
+
+    warnings.showwarning = show
+
+
+# ---------------------------------------------------------------------------------- the parser
+
+
+def build_parser() -> Parser:
+    """Return the parser of all subcommands."""
+    common = Parser(add_help=False)
+    common.add_argument("--debug", action="store_true", help="show tracebacks of errors")
+    common.add_argument("--quiet", action="store_true", help="print no progress messages")
+    parser = Parser(
+        prog="boot",
+        description="Turn a trained diffusion model into a one-step generator, without data.",
+        epilog="boot COMMAND --help describes a command.",
+    )
+    parser.add_argument("--version", action="version", version=f"boot {__version__}")
+    commands = parser.add_subparsers(
+        title="commands", metavar="COMMAND", required=True, parser_class=Parser
+    )
+
+    def add(name: str, run: Any, text: str) -> Parser:
+        sub: Parser = commands.add_parser(name, parents=[common], help=text, description=text)
+        sub.set_defaults(command=run)
+        return sub
+
+    _add_distill(add("distill", distill, "distil a diffusers teacher into a one-step student"))
+    _add_sample(add("sample", sample, "generate images with a student or a teacher"))
+    _add_evaluate(add("evaluate", evaluate, "compare a student with its teacher and real images"))
+    _add_info(add("info", info, "say what a folder holds"))
+    demo_parser = add("demo", demo, "distil the digits teacher that comes with boot, and show it")
+    demo_parser.add_argument("--output-dir", default="boot-demo", metavar="DIR", help="new folder")
+    return parser
+
+
+def _add_distill(parser: Parser) -> None:
+    parser.add_argument("teacher", metavar="TEACHER", help="diffusers pipeline folder")
+    parser.add_argument("--config", metavar="FILE", help="JSON file of settings; flags go first")
+    add_config_flags(parser)
+
+
+def _add_sample(parser: Parser) -> None:
+    parser.add_argument("folder", metavar="FOLDER", help="folder of a student or a teacher")
+    parser.add_argument("--num-images", type=_integer, default=64, metavar="N", help="[64]")
+    parser.add_argument("--output", default="samples.png", metavar="PNG", help="[samples.png]")
+    parser.add_argument("--npz", metavar="FILE", help="also write images, noise, class_labels")
+    parser.add_argument(
+        "--class-labels", type=_integers, metavar="0,1,2", help="labels, repeated as needed"
+    )
+    parser.add_argument("--seed", type=_integer, default=0, metavar="N", help="[0]")
+    teacher = parser.add_argument_group("for a teacher only")
+    teacher.add_argument("--num-inference-steps", type=_integer, metavar="N", help="[50]")
+    teacher.add_argument("--guidance-scale", type=float, metavar="W", help="[1: off]")
+    teacher.add_argument("--sampler", choices=("ddim", "heun"), help="[ddim]")
+    teacher.add_argument("--t-start", type=float, metavar="T", help="time to start from [1]")
+    parser.add_argument("--num-threads", type=_integer, metavar="N", help="CPU threads")
+
+
+def _add_evaluate(parser: Parser) -> None:
+    parser.add_argument("student", metavar="STUDENT", help="folder of a student")
+    parser.add_argument("--teacher", required=True, metavar="TEACHER", help="its teacher's folder")
+    parser.add_argument(
+        "--reference", metavar="NPZ", help="statistics of real images, or an array `images`"
+    )
+    parser.add_argument("--num-images", type=_integer, default=2000, metavar="N", help="[2000]")
+    parser.add_argument("--num-paired", type=_integer, default=256, metavar="N", help="[256]")
+    parser.add_argument("--seed", type=_integer, default=0, metavar="N", help="[0]")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser.add_argument("--num-threads", type=_integer, metavar="N", help="CPU threads")
+
+
+def _add_info(parser: Parser) -> None:
+    parser.add_argument("folder", metavar="FOLDER", help="folder of a student or a teacher")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+
+
+def _integer(text: str) -> int:
+    try:
+        return int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"must be an integer, got {text!r}") from None
+
+
+def _integers(text: str) -> list[int]:
+    return [_integer(part) for part in text.split(",")]
+
+
+# -------------------------------------------------------------------------------- the commands
+
+
+def distill(arguments: argparse.Namespace) -> int:
+    """Run `boot distill`."""
+    from boot.config import DistillConfig
+    from boot.distiller import Distiller
+
+    config = DistillConfig.load(arguments.config) if arguments.config else DistillConfig()
+    config = config.replace(**config_values(arguments))
+    if config.output_dir is None:
+        raise UsageError("--output-dir must be given: the folder for the student")
+    distiller = Distiller(arguments.teacher, config)
+    history = distiller.fit()
+    if history.interrupted:
+        print(
+            f"boot: interrupted at step {distiller.state.step}; continue with "
+            f"{flag_of('resume_from_checkpoint')} latest",
+            file=sys.stderr,
+        )
+        return EXIT_INTERRUPTED
+    print(f"student of {distiller.state.step} steps saved in {config.output_dir}")
+    return 0
+
+
+def _load(folder: str) -> Any:
+    """Load a Student if the folder holds one, else a Teacher."""
+    from boot.errors import check_folder
+    from boot.student import INFO_FILE, Student
+    from boot.teacher import Teacher
+
+    is_student = (check_folder("folder", folder) / INFO_FILE).exists()
+    return Student.from_pretrained(folder) if is_student else Teacher.from_pretrained(folder)
+
+
+def _output_file(flag: str, text: str, ending: str) -> Path:
+    """Check a file that is written at the end before the work that fills it begins."""
+    from boot.errors import check_output_folder, check_path
+
+    path = check_path(flag, text)
+    if path.suffix != ending:
+        raise ValueError(f"{flag} must be a file ending in {ending}, got {text!r}")
+    if path.is_dir():
+        raise IsADirectoryError(f"{flag} must be a file, but {text!r} is a folder")
+    check_output_folder(flag, path.parent, must_be_empty=False)
+    return path
+
+
+def sample(arguments: argparse.Namespace) -> int:
+    """Run `boot sample`."""
+    import numpy as np
+
+    from boot.errors import check_int
+    from boot.images import save_grid
+    from boot.student import Student
+
+    png = _output_file("--output", arguments.output, ".png")
+    npz = None if arguments.npz is None else _output_file("--npz", arguments.npz, ".npz")
+    count = check_int("--num-images", arguments.num_images, 1)
+    _set_threads(arguments.num_threads)
+    model = _load(arguments.folder)
+    names = ("num_inference_steps", "guidance_scale", "sampler", "t_start")
+    options = {name: v for name in names if (v := getattr(arguments, name)) is not None}
+    if isinstance(model, Student) and options:
+        raise UsageError(f"{flag_of(next(iter(options)))} is for teachers; a student has one step")
+    labels: Any = arguments.class_labels
+    if labels is not None:
+        labels = np.resize(np.array(labels, np.int64), count)
+    scale = {"guidance_scale": options["guidance_scale"]} if "guidance_scale" in options else {}
+    noise, labels = model.inputs(count, class_labels=labels, seed=arguments.seed, **scale)
+    images = model.sample(noise=noise, class_labels=labels, **options)
+    save_grid(png, images)
+    if npz is not None:
+        classes = {} if labels is None else {"class_labels": labels}
+        _write_npz(npz, images=images, noise=noise, **classes)
+    return 0
+
+
+def _write_npz(path: Path, **arrays: Any) -> None:
+    import numpy as np
+
+    from boot.files import write_atomically
+
+    write_atomically(path, lambda file: np.savez_compressed(file, **arrays))
+
+
+def _set_threads(count: int | None) -> None:
+    from boot import _core
+    from boot.errors import check_int
+
+    if count is not None:
+        _core.set_num_threads(check_int("--num-threads", count, 1, 1024))
+
+
+def evaluate(arguments: argparse.Namespace) -> int:
+    """Run `boot evaluate`."""
+    from boot.evaluation import evaluate_student
+    from boot.student import Student
+    from boot.teacher import Teacher
+
+    _set_threads(arguments.num_threads)
+    student = Student.from_pretrained(arguments.student)
+    numbers = evaluate_student(
+        student,
+        Teacher.from_pretrained(arguments.teacher),
+        num_images=arguments.num_images,
+        num_paired=arguments.num_paired,
+        reference=arguments.reference,
+        seed=arguments.seed,
+    )
+    _print_facts(numbers, arguments.json)
+    return 0
+
+
+def info(arguments: argparse.Namespace) -> int:
+    """Run `boot info`."""
+    from boot.describe import describe
+
+    _print_facts(describe(_load(arguments.folder)), arguments.json)
+    return 0
+
+
+def demo(arguments: argparse.Namespace) -> int:
+    """Run `boot demo`."""
+    from boot.demo import run_demo
+
+    run_demo(arguments.output_dir)
+    return 0
+
+
+def _print_facts(facts: dict[str, Any], as_json: bool) -> None:
+    if as_json:
+        print(json.dumps(facts))
+        return
+    width = max(map(len, facts))
+    for name, value in facts.items():
+        text = f"{value:.6g}" if isinstance(value, float) else str(value)
+        print(f"{name:<{width}}  {text}")

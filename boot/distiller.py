@@ -1,0 +1,395 @@
+"""Distillation: the training loop of BOOT, and the run around it.
+
+Signal-ODE, notation and equations: see `signal_ode`. The method is `Distiller._loss_and_gradient`.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import threading
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from boot import _core
+from boot.callbacks import Callback, History, TrainState
+from boot.checkpoint import (
+    Identity,
+    layout_of,
+    load_checkpoint,
+    prune_checkpoints,
+    resolve_resume,
+    save_checkpoint,
+)
+from boot.config import DistillConfig
+from boot.errors import TrainingDiverged, check_int, check_output_folder, shown, type_name
+from boot.evaluation import evaluate_student
+from boot.fit import run
+from boot.inputs import drawn_labels
+from boot.interrupts import InterruptGuard
+from boot.network import Images
+from boot.noise import Stream, choice, normal, uniform
+from boot.resolve import clip_for, resolve_config
+from boot.schedule import Float64
+from boot.signal_ode import diffuse, step
+from boot.student import Student, StudentInfo
+from boot.teacher import Teacher
+
+RUN_CONFIG_FILE = "distill_config.json"
+MAX_BAD_STEPS = 3  # steps in a row without a finite gradient before training is called diverged
+
+_log = logging.getLogger("boot")
+
+
+class Draw(NamedTuple):
+    """The random part of one step. eps: (B,C,H,W); labels: (B,) or None; t: (B,) times."""
+
+    eps: Images
+    labels: NDArray[np.int64] | None
+    t: Float64
+
+
+class Losses(NamedTuple):
+    """The two terms of the loss, and its gradient with respect to the student's output."""
+
+    bootstrap: float
+    boundary: float
+    gradient: Images
+
+
+class Distiller:
+    """Distils a diffusion teacher into a one-step student, without data.
+
+        distiller = Distiller("path/to/teacher", train_batch_size=32)
+        distiller.fit(max_train_steps=1000)
+        images = distiller.student.sample(16)
+
+    `step()` does one training step, for loops of your own. `config` holds every setting, resolved.
+    """
+
+    def __init__(
+        self,
+        teacher: Teacher | str | os.PathLike[str],
+        config: DistillConfig | None = None,
+        **overrides: Any,
+    ) -> None:
+        """Prepare a run; with `resume_from_checkpoint`, load the state it continues from.
+
+        teacher: a Teacher or the folder of one. overrides: settings of DistillConfig by name.
+        Raises ConfigError for unknown or unfit settings, FileExistsError for an output_dir that
+        has files (unless resuming), ResumeMismatch or CheckpointError for a bad checkpoint.
+        """
+        if config is not None and not isinstance(config, DistillConfig):
+            raise TypeError(f"config must be a DistillConfig, got {shown(config)}")
+        config = (config or DistillConfig()).replace(**overrides)
+        if isinstance(teacher, (str, os.PathLike)):
+            teacher = Teacher.from_pretrained(teacher)
+        elif not isinstance(teacher, Teacher):
+            raise TypeError(f"teacher must be a Teacher or a folder, got {type_name(teacher)}")
+        self.teacher = teacher
+        self.config = resolve_config(config, teacher)
+        self.state = TrainState()
+        self.output_dir = _open_output(self.config)
+        if self.config.num_threads is not None:
+            _core.set_num_threads(self.config.num_threads)
+        self._schedule = teacher.schedule
+        self._guidance = teacher.guidance(
+            self.config.guidance_scale or 0.0, self.config.null_class_label
+        )
+        self._clip = clip_for(config, teacher)
+        self._labels = drawn_labels(teacher.model, self._guidance)
+        self._busy = threading.Lock()
+        self._make_networks()
+        checkpoint = resolve_resume(self.config.resume_from_checkpoint, self.output_dir)
+        if checkpoint is not None:
+            self._resume(checkpoint)
+
+    def _make_networks(self) -> None:
+        """Create the student in training, its weight average, and the optimiser's moments.
+
+        The average is itself a student: its weights are the buffer that the optimiser averages
+        into, so it can be sampled at any step and costs no copy.
+        """
+        info = self._student_info()
+        self._training = Student.from_teacher(self.teacher, info)
+        self._average = self._training
+        if self.config.ema_decay > 0:
+            self._average = Student.from_teacher(self.teacher, info)
+        self._m = np.zeros_like(self._training.model.weights)
+        self._v = np.zeros_like(self._training.model.weights)
+
+    def __repr__(self) -> str:
+        """Show the teacher and how far the run is."""
+        return f"Distiller({self.teacher!r}, step {self.state.step}/{self.config.max_train_steps})"
+
+    # ------------------------------------------------------------------------------ the method
+
+    def _loss_and_gradient(self, draw: Draw) -> Losses:
+        """Compute the BOOT loss of one batch, and its gradient with respect to y.
+
+            y* = y_t + C (f - y_t)        f = teacher(alpha_t y_t + sigma_t eps, t)   (or Heun)
+            loss = omega || y(eps, s) - y* ||^2  +  beta || y(eps, t_max) - f(eps, t_max) ||^2
+
+        Only y(eps, s) and y(eps, t_max) are differentiated. The boundary term takes the first rows
+        of the batch again at t_max: they ride along in the calls that are made anyway.
+        """
+        config, schedule, student = self.config, self._schedule, self._training
+        eps, c, t = draw
+        s = np.maximum(t - self._delta, self._t_min)
+        size, extra = len(eps), self._boundary_rows
+        eps_too, c_too = _with_first(eps, extra), _with_first(c, extra)
+        t_end = np.full(extra, self._t_max)
+
+        y_t = student.signal(eps, t, c)
+        x_t = diffuse(schedule, y_t, eps, t)
+        f = self._f(_join(x_t, eps[:extra]), _join(t, t_end), c_too)
+        f, f_end = f[:size], f[size:]
+        target = step(schedule, lambda x, s: self._f(x, s, c), eps, y_t, f, t, s, config.solver)
+
+        y = student.signal_train(eps_too, _join(s, t_end), c_too)
+        omega = self._omega(schedule.step_coefficient(t, s))
+        beta = np.full(extra, config.boundary_weight)
+        bootstrap, dy = _core.weighted_mse(y[:size], target, omega / size)
+        boundary, dy_end = _core.weighted_mse(y[size:], f_end, beta / max(extra, 1))
+        return Losses(bootstrap, boundary, _join(dy, dy_end))
+
+    def _f(self, x: Images, t: Float64, labels: Any) -> Images:
+        """The guided, clipped signal of the teacher at (x, t)."""
+        return self.teacher.signal(x, t, labels, self._guidance, self._clip)
+
+    def _omega(self, c: Float64) -> Float64:
+        """The weight of a sample by its step coefficient C: 1/C^2, 1/C or 1, C floored."""
+        power = {"inverse_c2": 2, "inverse_c": 1, "uniform": 0}[self.config.loss_weight]
+        return np.maximum(c, self.config.c_floor) ** -float(power)
+
+    def _draw(self) -> Draw:
+        """Draw noise, labels and times of the current step: functions of (seed, step, sample)."""
+        seed, number, size = self.config.seed, self.state.step, self.config.train_batch_size
+        shape = self.teacher.model.image_shape()
+        assert shape is not None  # resolve_config has refused such a teacher
+        eps = normal(seed, Stream.TRAIN_NOISE, number, 0, (size, *shape))
+        labels = None
+        if self._labels is not None:
+            labels = choice(seed, Stream.TRAIN_LABEL, number, 0, size, self._labels)
+        share = 1.0 - uniform(seed, Stream.TRAIN_TIME, number, 0, size)  # (0, 1]
+        t = self._t_min + share * (self._t_max - self._t_min)
+        grid = self._schedule.num_train_timesteps
+        if self.teacher.model.config.time_embedding_type == "learned":
+            t = np.ceil(t * grid) / grid  # such a network knows whole timesteps only
+        return Draw(eps, labels, np.clip(t, self._t_min + 1.0 / grid, self._t_max))
+
+    def _update(self, losses: Losses, learning_rate: float) -> float:
+        """Backpropagate, and update weights, moments and average; return the gradient's norm."""
+        config, model, updates = self.config, self._training.model, self.state.updates
+        self._training.backward(losses.gradient)
+        averaged = self._average is not self._training
+        norm = _core.adamw_step(
+            model.weights,
+            model.core.grads,
+            self._m,
+            self._v,
+            self._average.model.weights if averaged else None,
+            step=updates + 1,
+            learning_rate=learning_rate,
+            beta1=config.adam_beta1,
+            beta2=config.adam_beta2,
+            epsilon=config.adam_epsilon,
+            weight_decay=config.adam_weight_decay,
+            max_grad_norm=config.max_grad_norm,
+            # Early on a long average would still be mostly the teacher: shorten it (as many do).
+            ema_decay=min(config.ema_decay, (1 + updates) / (10 + updates)),
+        )
+        model.weights_changed()
+        self._average.model.weights_changed()
+        return norm
+
+    # ------------------------------------------------------------------------------- one step
+
+    def step(self) -> dict[str, float]:
+        """Do one training step and return its numbers.
+
+        Keys: step (finished steps), loss, loss_bootstrap, loss_boundary, learning_rate, grad_norm
+        (before clipping), skipped (steps without update so far). The learning rate follows the
+        course set by max_train_steps. A step whose loss or gradient is not finite changes no
+        weight and is counted; after three in a row TrainingDiverged is raised. Ctrl-C is held back
+        until the step is complete. Raises RuntimeError if another thread is in a step.
+        """
+        if not self._busy.acquire(blocking=False):
+            raise RuntimeError("this Distiller is in a step already; use one object per thread")
+        try:
+            with InterruptGuard() as guard:
+                logs = self._step()
+        finally:
+            self._busy.release()
+        if guard.interrupted:
+            raise KeyboardInterrupt
+        return logs
+
+    def _step(self) -> dict[str, float]:
+        config, state = self.config, self.state
+        rate = (config.learning_rate or 0.0) * config.learning_rate_factor(state.step)
+        losses, norm = Losses(math.nan, math.nan, np.empty(0, np.float32)), math.nan
+        try:
+            losses = self._loss_and_gradient(self._draw())
+            norm = self._update(losses, rate)
+        except FloatingPointError as problem:
+            state.skipped += 1
+            state.bad_in_a_row += 1
+            _log.warning("step %d skipped, weights unchanged: %s", state.step + 1, problem)
+            if state.bad_in_a_row >= MAX_BAD_STEPS:
+                raise TrainingDiverged(
+                    f"{state.bad_in_a_row} steps in a row up to step {state.step + 1} had numbers "
+                    f"that are not finite ({problem}); the weights are those of the last good "
+                    "step; try a lower learning_rate or a smaller t_max"
+                ) from problem
+        else:
+            state.updates += 1
+            state.bad_in_a_row = 0
+        state.step += 1
+        return {
+            "step": state.step,
+            "loss": losses.bootstrap + losses.boundary,
+            "loss_bootstrap": losses.bootstrap,
+            "loss_boundary": losses.boundary,
+            "learning_rate": rate,
+            "grad_norm": norm,
+            "skipped": state.skipped,
+        }
+
+    # -------------------------------------------------------------------------------- the run
+
+    def fit(
+        self, max_train_steps: int | None = None, callbacks: Iterable[Callback] = ()
+    ) -> History:
+        """Train up to a total number of steps, and save the student if there is an output_dir.
+
+        max_train_steps: total, counted from the start of the run; None: as the config says. A run
+        that is there already does nothing. callbacks: beside the built-in ones. Ctrl-C stops at a
+        step border (a second one at once) with a checkpoint; `fit` may then be called again.
+        Returns a History whose `interrupted` says whether that happened.
+        """
+        if max_train_steps is not None:
+            total = check_int("max_train_steps", max_train_steps, 1)
+            self.config = self.config.replace(max_train_steps=total)
+        if self.output_dir is not None:
+            self.config.save(self.output_dir / RUN_CONFIG_FILE)
+        history = run(self, callbacks)
+        if self.output_dir is not None and not history.interrupted:
+            self.student.save_pretrained(self.output_dir, overwrite=True)
+        return history
+
+    # ---------------------------------------------------------------------------- the student
+
+    @property
+    def student(self) -> Student:
+        """The student as it is now: the weight average, or the raw weights if ema_decay is 0.
+
+        It shares its weights with the run; save it, or load the saved one, to keep it.
+        """
+        self._average.info = self._student_info()
+        return self._average
+
+    def _student_info(self) -> StudentInfo:
+        config = self.config
+        return StudentInfo(
+            t_max=self._t_max,
+            t_min=self._t_min,
+            clip_sample=bool(config.clip_sample),
+            clip_sample_range=config.clip_sample_range or 1.0,
+            guidance_scale=1.0 if config.guidance_scale is None else config.guidance_scale,
+            null_class_label=config.null_class_label,
+            teacher={"name": self.teacher.name, "sha256": self.teacher.fingerprint},
+            training={"steps": self.state.step, "config": config.to_dict()},
+        )
+
+    def evaluate(self, num_images: int = 256, **options: Any) -> dict[str, Any]:
+        """Compare the student with its teacher, and with real images if a reference is given.
+
+        See `evaluation.evaluate_student` for the options and the numbers.
+        """
+        return evaluate_student(self.student, self.teacher, num_images=num_images, **options)
+
+    # --------------------------------------------------------------------------- checkpoints
+
+    def save_checkpoint(self) -> Path:
+        """Write `output_dir/checkpoint-<step>` and delete the oldest beyond the limit.
+
+        Raises ValueError without an output_dir, CheckpointError if it cannot be written.
+        """
+        if self.output_dir is None:
+            raise ValueError("output_dir must be set to save checkpoints")
+        path = save_checkpoint(
+            self.output_dir, self.state.step, self._buffers(), self._identity(), vars(self.state)
+        )
+        prune_checkpoints(self.output_dir, self.config.checkpoints_total_limit)
+        return path
+
+    def _buffers(self) -> dict[str, NDArray[np.float32]]:
+        buffers = {"weights": self._training.model.weights, "m": self._m, "v": self._v}
+        if self._average is not self._training:
+            buffers["ema"] = self._average.model.weights
+        return buffers
+
+    def _identity(self) -> Identity:
+        layout = layout_of(self._training.model.core.parameters)
+        return Identity(self.teacher.fingerprint, layout, self.config.to_dict())
+
+    def _resume(self, checkpoint: Path) -> None:
+        manifest = load_checkpoint(checkpoint, self._buffers(), self._identity())
+        self.state = TrainState(**manifest["state"])
+        self._training.model.weights_changed()
+        self._average.model.weights_changed()
+        _log.info("continuing from %s", checkpoint)
+
+    # ------------------------------------------------------------------------ resolved settings
+
+    @property
+    def _t_max(self) -> float:
+        assert self.config.t_max is not None  # resolved
+        return self.config.t_max
+
+    @property
+    def _t_min(self) -> float:
+        return self.config.t_min
+
+    @property
+    def _delta(self) -> float:
+        """The step of the Signal-ODE, on the grid if the teacher knows whole timesteps only."""
+        if self.teacher.model.config.time_embedding_type == "learned":
+            return self._schedule.snap(self.config.delta)
+        return self.config.delta
+
+    @property
+    def _boundary_rows(self) -> int:
+        """Rows of the batch that the boundary term uses; at least one if it is on."""
+        config = self.config
+        if config.boundary_weight == 0 or config.boundary_fraction == 0:
+            return 0
+        return max(1, round(config.train_batch_size * config.boundary_fraction))
+
+
+def _open_output(config: DistillConfig) -> Path | None:
+    """Make or check the output folder: new or empty, unless the run continues another."""
+    if config.output_dir is None:
+        return None
+    fresh = config.resume_from_checkpoint is None
+    try:
+        return check_output_folder("output_dir", config.output_dir, must_be_empty=fresh)
+    except FileExistsError as problem:
+        raise FileExistsError(
+            f"{problem}; resume_from_checkpoint='latest' continues the run in it"
+        ) from None
+
+
+def _join(a: Any, b: Any) -> Any:
+    return np.concatenate([a, b])
+
+
+def _with_first(a: Any, extra: int) -> Any:
+    """Return `a` followed by its first `extra` rows; None stays None."""
+    return None if a is None else np.concatenate([a, a[:extra]])

@@ -1,0 +1,152 @@
+"""How far a student is from its teacher, at equal noise, and how good its images are."""
+
+from __future__ import annotations
+
+import logging
+import os
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from boot.config import SOLVERS, DistillConfig
+from boot.errors import FormatError, check_choice, check_float, check_int, check_path
+from boot.metrics import FeatureFunction, Statistics, measure, paired_rmse
+from boot.network import Images
+from boot.schedule import Float64
+from boot.signal_ode import training_times, trajectory
+from boot.student import Student
+from boot.teacher import Teacher
+
+_log = logging.getLogger("boot")
+
+
+def teacher_signals(
+    student: Student,
+    teacher: Teacher,
+    noise: Images,
+    labels: Any,
+    *,
+    delta: float,
+    solver: str = "euler",
+) -> tuple[Float64, list[Images]]:
+    """Return the times and signals y of the teacher's ODE from t_max to t_min in steps of delta.
+
+    noise: (N,C,H,W); labels: (N,) or None. Guidance is the student's. This is the path that the
+    student was trained to jump along: with its own delta and solver, the fixed point of its loss.
+    """
+    info = student.info
+    times = training_times(teacher.schedule, info.t_max, info.t_min, delta)
+    guidance = teacher.guidance(info.guidance_scale, info.null_class_label)
+    size = teacher.model.chunk_size(noise.shape[2], noise.shape[3])
+    parts: list[list[Images]] = []
+    for begin in range(0, len(noise), size):
+        rows = slice(begin, begin + size)
+        chosen = None if labels is None else labels[rows]
+
+        def signal(x: Images, t: Float64, chosen: Any = chosen) -> Images:
+            return teacher.signal(x, t, chosen, guidance)
+
+        parts.append(trajectory(teacher.schedule, signal, noise[rows], times, solver))
+    return times, [np.concatenate(images) for images in zip(*parts, strict=True)]
+
+
+def evaluate_student(
+    student: Student,
+    teacher: Teacher,
+    *,
+    num_images: int = 2000,
+    num_paired: int = 256,
+    reference: Any = None,
+    features: FeatureFunction | None = None,
+    delta: float | None = None,
+    solver: str | None = None,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """Measure a student; needs no data unless a reference is given.
+
+    paired_rmse: root mean square difference between student and teacher ODE at equal noise and
+    labels, over num_paired images in [-1, 1]; delta and solver ("euler" is DDIM) default to those
+    of the training. With `reference` - a Statistics, the path of one, or real images (N,C,H,W) as
+    an array or a file with `images` - also frechet_distance, precision, recall, and class_accuracy
+    if the reference has classes, over num_images. features: a function from images (N,C,H,W) to
+    rows (N,D) for the Fréchet distance, precision and recall; None: pixels. Raises TypeError,
+    ValueError or FormatError before computing.
+    """
+    count = check_int("num_images", num_images, 2)
+    paired = check_int("num_paired", num_paired, 1)
+    trained = DistillConfig().to_dict() | student.info.training.get("config", {})
+    delta = check_float("delta", trained["delta"] if delta is None else delta, 0, 1, above=True)
+    solver = check_choice("solver", trained["solver"] if solver is None else solver, SOLVERS)
+    _check_pair(student, teacher)
+    statistics = None if reference is None else load_reference(reference, features)
+    noise, labels = student.inputs(paired, seed=seed)
+    times, signals = teacher_signals(student, teacher, noise, labels, delta=delta, solver=solver)
+    images = student.sample(noise=noise, class_labels=labels)
+    result: dict[str, Any] = {
+        "paired_rmse": paired_rmse(images, np.clip(signals[-1], -1.0, 1.0)),
+        "paired_images": paired,
+        "teacher_steps": len(times) - 1,
+        "delta": delta,
+        "solver": solver,
+    }
+    if statistics is not None:
+        noise, labels = student.inputs(count, seed=seed)
+        images = student.sample(noise=noise, class_labels=labels)
+        classes = statistics.classifier is not None or statistics.class_means is not None
+        result["num_images"] = count
+        result |= measure(images, statistics, labels if classes else None, features=features)
+    return result
+
+
+def _check_pair(student: Student, teacher: Teacher) -> None:
+    ours, theirs = student.model.config, teacher.model.config
+    for key in ("in_channels", "sample_size", "num_class_embeds"):
+        mine, other = getattr(ours, key), getattr(theirs, key)
+        if mine != other:
+            raise ValueError(
+                f"teacher does not fit the student: {key} must be {mine!r}, got {other!r}"
+            )
+    expected = student.info.teacher.get("sha256")
+    if expected not in (None, teacher.fingerprint):
+        _log.warning("the student was distilled from another teacher than %r", teacher.name)
+
+
+def load_reference(reference: Any, features: FeatureFunction | None = None) -> Statistics:
+    """Return statistics of real images from a Statistics, images (N,C,H,W), or a file of either.
+
+    A file is an `.npz` written by `Statistics.save`, or one with an array `images` in [-1, 1] and
+    perhaps `labels`. Raises FileNotFoundError, IsADirectoryError or FormatError for bad files.
+    """
+    if isinstance(reference, Statistics):
+        return reference
+    if not isinstance(reference, (str, os.PathLike)):
+        return Statistics.from_images(reference, features=features)
+    path = check_path("reference", reference)
+    arrays = _images_in(path)
+    if arrays is None:
+        return Statistics.load(path)
+    try:
+        return Statistics.from_images(
+            arrays["images"], arrays.get("labels", arrays.get("class_labels")), features=features
+        )
+    except (TypeError, ValueError) as problem:
+        raise FormatError(f"{path}: {problem}") from None
+
+
+def _images_in(path: Path) -> dict[str, Any] | None:
+    """Return the arrays of an .npz that holds images, None for any other file."""
+    if path.is_dir():
+        raise IsADirectoryError(f"reference must be a file, but {str(path)!r} is a folder")
+    if not zipfile.is_zipfile(path):
+        if not path.exists():
+            raise FileNotFoundError(f"reference: there is no file {str(path)!r}")
+        return None
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            if "images" not in file.files:
+                return None
+            return {name: file[name] for name in file.files}
+    except (ValueError, OSError, zipfile.BadZipFile) as problem:
+        raise FormatError(f"{path} is not a readable .npz: {problem}") from None

@@ -1,0 +1,243 @@
+"""Strict JSON reading and atomic, durable writing of files and folders.
+
+Nothing here trusts a file: sizes are capped before reading, and a file that is something else (a
+Git LFS pointer, a web page, a pickle) is named as such. Nothing here leaves a half-written file
+under its final name: write a temporary beside it, fsync, rename, fsync the folder.
+"""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import io
+import json
+import math
+import os
+import secrets
+import shutil
+import stat
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, BinaryIO, NoReturn
+
+from boot.errors import FormatError, shown
+
+JSON_MAX_BYTES = 16 * 2**20
+JSON_MAX_DEPTH = 64
+TEMP_SUFFIX = ".tmp"
+
+# How a file starts -> what it is. Saying so saves the user a search: "header too large" is in
+# practice almost always one of these.
+_IMPOSTORS: tuple[tuple[bytes, str], ...] = (
+    (b"version https://git-lfs", "a Git LFS pointer, not the file itself (run `git lfs pull`)"),
+    (b"<!doctype", "an HTML page, not the file itself (the download link gave a web page)"),
+    (b"<html", "an HTML page, not the file itself (the download link gave a web page)"),
+    (b"<?xml", "an XML page, not the file itself (the download link gave an error page)"),
+    (b"pk\x03\x04", "a zip archive (PyTorch pickle?); boot never loads pickles"),
+    (b"\x89hdf", "an HDF5 file"),
+    (b"\x1f\x8b", "a gzip archive"),
+    (b"gguf", "a GGUF file"),
+)
+
+
+def impostor(head: bytes) -> str | None:
+    """Say what a file is by its first bytes, if it is a known wrong kind; None otherwise."""
+    start = head.removeprefix(b"\xef\xbb\xbf").lstrip().lower()
+    for magic, kind in _IMPOSTORS:
+        if start.startswith(magic):
+            return kind
+    # A pickle starts with PROTO 2..5 and then an opcode; a safetensors header length of that form
+    # would need the same two bytes and a third one that is an opcode, not part of a length.
+    if len(head) > 2 and head[0] == 0x80 and 2 <= head[1] <= 5 and head[2] in b"]}(cX\x8a\x8c\x95":
+        return "a pickle; boot never loads pickles"
+    return None
+
+
+def open_regular(path: Path) -> io.BufferedReader:
+    """Open a regular file for reading.
+
+    Raises FileNotFoundError, IsADirectoryError, PermissionError, or FormatError for a pipe, socket
+    or device (opening one could block for ever).
+    """
+    mode = os.stat(path).st_mode
+    if stat.S_ISDIR(mode):
+        raise IsADirectoryError(f"{str(path)!r} is a folder, not a file")
+    if not stat.S_ISREG(mode):
+        raise FormatError(f"{str(path)!r} is not a regular file")
+    return open(path, "rb")
+
+
+# ----------------------------------------------------------------------------------------- JSON
+
+
+def parse_json(data: bytes, where: str, *, max_bytes: int = JSON_MAX_BYTES) -> Any:
+    """Parse UTF-8 JSON strictly.
+
+    Refuses duplicate keys (json.loads would keep the last), NaN and Infinity, numbers that
+    overflow, integers beyond 64 bits, nesting beyond 64 levels and oversized input: FormatError
+    starting with `where`, the name of the file.
+    """
+    if len(data) > max_bytes:
+        raise FormatError(f"{where}: {len(data)} bytes of JSON, at most {max_bytes} are allowed")
+    kind = impostor(data[:64])
+    if kind:
+        raise FormatError(f"{where} is {kind}")
+
+    def refuse(text: str) -> NoReturn:
+        raise FormatError(f"{where}: {shown(text, 40)} is not a number that JSON allows")
+
+    def integer(text: str) -> int:
+        # Length first: int() of a very long text takes quadratic time on older Pythons.
+        number = int(text) if len(text) <= 20 else refuse(text)
+        return number if -(2**63) <= number < 2**64 else refuse(text)
+
+    def real(text: str) -> float:
+        number = float(text)
+        return number if math.isfinite(number) else refuse(text)
+
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        result = dict(pairs)
+        if len(result) != len(pairs):
+            twice = collections.Counter(key for key, _ in pairs).most_common(1)[0][0]
+            raise FormatError(f"{where}: the key {shown(twice)} appears twice")
+        return result
+
+    try:
+        value = json.loads(
+            data.decode("utf-8"),
+            object_pairs_hook=unique,
+            parse_constant=refuse,
+            parse_int=integer,
+            parse_float=real,
+        )
+    except UnicodeDecodeError as problem:
+        raise FormatError(f"{where} is not UTF-8 text: byte {problem.start}") from None
+    except json.JSONDecodeError as problem:
+        message = f"{where} is not valid JSON: {problem.msg} at character {problem.pos}"
+        raise FormatError(message) from None
+    except RecursionError:
+        raise FormatError(f"{where}: nested deeper than {JSON_MAX_DEPTH} levels") from None
+    _check_depth(value, where)
+    return value
+
+
+def _check_depth(value: Any, where: str) -> None:
+    level = [value]
+    for _ in range(JSON_MAX_DEPTH + 1):
+        inner: list[Any] = []
+        for item in level:
+            if isinstance(item, dict):
+                inner.extend(item.values())
+            elif isinstance(item, list):
+                inner.extend(item)
+        if not inner:
+            return
+        level = inner
+    raise FormatError(f"{where}: nested deeper than {JSON_MAX_DEPTH} levels")
+
+
+def read_json_object(path: Path, *, max_bytes: int = JSON_MAX_BYTES) -> dict[str, Any]:
+    """Read a JSON file that holds one object; FormatError as in `parse_json`, or an OSError."""
+    with open_regular(path) as file:
+        data = file.read(max_bytes + 1)
+    value = parse_json(data, str(path), max_bytes=max_bytes)
+    if not isinstance(value, dict):
+        raise FormatError(f"{path} must hold a JSON object, got {type(value).__name__}")
+    return value
+
+
+def to_json(value: Any) -> str:
+    """Write a value as indented JSON with sorted keys and a final newline, as diffusers does."""
+    return json.dumps(value, indent=2, sort_keys=True, allow_nan=False) + "\n"
+
+
+# -------------------------------------------------------------------------------------- writing
+
+
+def temporary_beside(path: Path) -> Path:
+    """Return an unused hidden name in the folder of `path`, recognisable by its `.tmp` ending."""
+    return path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}{TEMP_SUFFIX}")
+
+
+def sync_folder(path: Path) -> None:
+    """Make renames inside a folder durable."""
+    handle = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def write_synced(path: Path, write: Callable[[BinaryIO], object]) -> None:
+    """Create a new file, let `write` fill it, and fsync it. FileExistsError if it is there."""
+    # os.open with 0o666 honours the umask; the tempfile module would make the file private.
+    handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+    with open(handle, "wb") as file:
+        write(file)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def write_atomically(path: Path, content: bytes | str | Callable[[BinaryIO], object]) -> None:
+    """Replace or create a file so that a reader, or a crash, sees the old or the new content.
+
+    content: bytes, text (written as UTF-8), or a function that writes into a binary file.
+    Raises the OSError of the failing call; no temporary file is left behind.
+    """
+    if callable(content):
+        fill = content
+    else:
+        data = content.encode("utf-8") if isinstance(content, str) else content
+
+        def fill(file: BinaryIO) -> object:
+            return file.write(data)
+
+    temporary = temporary_beside(path)
+    try:
+        write_synced(temporary, fill)
+        os.replace(temporary, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise
+    sync_folder(path.parent)
+
+
+@contextlib.contextmanager
+def folder_atomically(path: Path, *, last: str) -> Iterator[Path]:
+    """Give a temporary folder to fill; on success its files become those of `path`.
+
+    A `path` that does not exist appears in one rename. One that does gets the files by one atomic
+    replacement each, with `last` (relative to it) moved last, so that this file vouches for the
+    rest. If the body raises, `path` is untouched; the temporary folder is removed in any case.
+    The body must sync the files that it writes (`write_atomically` does).
+    """
+    exists = path.is_dir()
+    # Inside an existing folder, not beside it: it may be a mount point in a read-only parent.
+    temporary = temporary_beside(path / "new" if exists else path)
+    temporary.parent.mkdir(parents=True, exist_ok=True)
+    temporary.mkdir()
+    try:
+        yield temporary
+        for folder, _, _ in os.walk(temporary):
+            sync_folder(Path(folder))
+        if exists:
+            _move_files(temporary, path, last)
+        else:
+            os.rename(temporary, path)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    sync_folder(path)
+    sync_folder(path.parent)
+
+
+def _move_files(source: Path, target: Path, last: str) -> None:
+    names = [
+        str((Path(folder) / name).relative_to(source))
+        for folder, _, files in os.walk(source)
+        for name in files
+    ]
+    for name in sorted(names, key=lambda name: (name == last, name)):
+        (target / name).parent.mkdir(parents=True, exist_ok=True)
+        os.replace(source / name, target / name)
+        sync_folder((target / name).parent)

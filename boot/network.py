@@ -1,0 +1,232 @@
+"""A U-Net of the C core behind checks: NCHW arrays in and out, weights by their diffusers names."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from boot import _core
+from boot.errors import FormatError, check_array, check_labels, check_timesteps, listed
+from boot.unet_config import UNet2DConfig
+
+Images = NDArray[np.float32]
+
+TARGET_EMBEDDING = "boot_target_embedding"
+_TARGET_SOURCE = "time_embedding"
+
+# Inference runs in chunks of about this many activations per full-width layer: enough to keep all
+# cores busy, small enough that sampling 10,000 images needs no more memory than sampling a few.
+_CHUNK_ACTIVATIONS = 2**21
+_CHUNK_IMAGES = 256
+
+
+class Network:
+    """A `UNet2DModel`, optionally with a second time embedding for a student's target time.
+
+    Calling it checks every input before anything is computed; `forward` is the unchecked way in for
+    code that has already checked. Weights live in one flat float32 buffer; `parameters` maps the
+    names that diffusers uses to views into it.
+    """
+
+    def __init__(
+        self,
+        config: UNet2DConfig,
+        *,
+        target_embedding: bool = False,
+        max_timestep: float | None = None,
+    ) -> None:
+        """Build the network with weights of zero.
+
+        max_timestep: largest timestep accepted, N - 1 of the schedule; None for no limit.
+        """
+        self.config = config
+        self.max_timestep = max_timestep
+        self.target_embedding = target_embedding
+        self.core = _core.UNet2D(config.to_core(), target_embedding)
+        self.parameters: dict[str, NDArray[np.float32]] = {}
+        for name, shape, offset in self.core.parameters:
+            size = int(np.prod(shape, dtype=np.int64))
+            view = self.core.weights[offset : offset + size].reshape(shape)
+            self.parameters[name] = view
+
+    def __repr__(self) -> str:
+        """Show channels, widths and size, not arrays."""
+        c = self.config
+        return (
+            f"Network({c.in_channels} -> {c.out_channels} channels, widths "
+            f"{c.block_out_channels}, {self.num_parameters:,} parameters)"
+        )
+
+    # ---------------------------------------------------------------------------------- weights
+
+    @property
+    def num_parameters(self) -> int:
+        """Count of all numbers in the weights."""
+        return int(self.core.weights.size)
+
+    @property
+    def weights(self) -> NDArray[np.float32]:
+        """The flat buffer of all weights; call `weights_changed` after writing into it."""
+        return self.core.weights
+
+    def weights_changed(self) -> None:
+        """Tell the core that weights were written, so that it prepares its layouts anew."""
+        self.core.weights_changed()
+
+    def load(self, tensors: Mapping[str, NDArray[np.float32]]) -> None:
+        """Copy tensors into the weights; all of them must be there, with the right shapes.
+
+        The target embedding may be left out: it then starts as a copy of the time embedding's first
+        layer and a second layer of zero, so that the network's output does not depend on it yet.
+        Raises FormatError, with the weights untouched, for missing, unexpected or misshapen ones.
+        """
+        given = dict(tensors)
+        if self.target_embedding and f"{TARGET_EMBEDDING}.linear_1.weight" not in given:
+            given.update(self._initial_target_embedding(given))
+        wanted = self.parameters
+        missing = [name for name in wanted if name not in given]
+        unexpected = [name for name in given if name not in wanted]
+        misshapen = [
+            f"{name} {given[name].shape} instead of {view.shape}"
+            for name, view in wanted.items()
+            if name in given and given[name].shape != view.shape
+        ]
+        if missing or unexpected or misshapen:
+            raise FormatError(
+                f"the tensors do not fit the config; missing: {listed(missing) or 'none'}; "
+                f"unexpected: {listed(unexpected) or 'none'}; "
+                f"misshapen: {listed(misshapen) or 'none'}"
+            )
+        for name, view in wanted.items():
+            view[...] = given[name]
+        self.weights_changed()
+
+    def _initial_target_embedding(self, given: Mapping[str, Any]) -> dict[str, Any]:
+        result = {}
+        for part in ("linear_1.weight", "linear_1.bias", "linear_2.weight", "linear_2.bias"):
+            name = f"{TARGET_EMBEDDING}.{part}"
+            source = given.get(f"{_TARGET_SOURCE}.{part}")
+            if source is None or part.startswith("linear_2"):
+                source = np.zeros(self.parameters[name].shape, np.float32)
+            result[name] = source
+        return result
+
+    # ---------------------------------------------------------------------------------- running
+
+    def __call__(
+        self, sample: Any, timestep: Any, class_labels: Any = None, *, target_timestep: Any = None
+    ) -> Images:
+        """Run the network on a batch: what diffusers' `unet(...).sample` returns.
+
+        sample: (N,C,H,W) float, finite, H and W multiples of `config.size_multiple`. timestep: a
+        number or (N,), integer or fractional (never truncated). class_labels: an integer or (N,)
+        for a class table, (N,T) floats for `class_embed_type: identity`, None without either.
+        target_timestep: like timestep, for networks with a target embedding only.
+        Returns (N,C_out,H,W) float32. Raises TypeError or ValueError before computing anything.
+        """
+        x = self.check_sample("sample", sample)
+        count = len(x)
+        timesteps = self._check_timestep("timestep", timestep, count)
+        labels = self.check_labels("class_labels", class_labels, count)
+        targets = None
+        if self.target_embedding:
+            targets = self._check_timestep("target_timestep", target_timestep, count)
+        elif target_timestep is not None:
+            raise ValueError("target_timestep must be None: this network has no target embedding")
+        return self.forward(x, timesteps, labels, targets)
+
+    def forward(
+        self,
+        sample: Images,
+        timesteps: NDArray[np.float64],
+        class_labels: NDArray[Any] | None = None,
+        target_timesteps: NDArray[np.float64] | None = None,
+    ) -> Images:
+        """Run checked, C-contiguous inputs in chunks, keeping nothing for a backward pass."""
+        count = len(sample)
+        limit = self.chunk_size(sample.shape[2], sample.shape[3])
+        if count <= limit:
+            return self.core.forward(sample, timesteps, class_labels, target_timesteps)
+        # Chunks of one size, the last one filled up with repeats: one plan serves them all.
+        chunks = -(-count // limit)
+        size = -(-count // chunks)
+        out = np.empty((count, self.config.out_channels, *sample.shape[2:]), np.float32)
+        for begin in range(0, count, size):
+            rows = np.minimum(np.arange(begin, begin + size), count - 1)
+            labels = None if class_labels is None else class_labels[rows]
+            targets = None if target_timesteps is None else target_timesteps[rows]
+            part = self.core.forward(sample[rows], timesteps[rows], labels, targets)
+            out[begin : begin + size] = part[: count - begin]
+        return out
+
+    def forward_train(
+        self,
+        sample: Images,
+        timesteps: NDArray[np.float64],
+        class_labels: NDArray[Any] | None,
+        target_timesteps: NDArray[np.float64] | None,
+    ) -> Images:
+        """Run a whole batch at once and keep what `backward` needs."""
+        return self.core.forward(sample, timesteps, class_labels, target_timesteps, train=True)
+
+    def backward(self, doutput: Images) -> None:
+        """Fill the flat gradients from d loss / d output of the last `forward_train`."""
+        self.core.backward(doutput)
+
+    def chunk_size(self, height: int, width: int) -> int:
+        """Return how many images of this size one inference call takes."""
+        per_image = height * width * self.config.block_out_channels[0]
+        return max(1, min(_CHUNK_IMAGES, _CHUNK_ACTIVATIONS // per_image))
+
+    # ----------------------------------------------------------------------------------- checks
+
+    def image_shape(self) -> tuple[int, int, int] | None:
+        """Return (C, H, W) of the images the config was made for, or None if it does not say."""
+        size = self.config.sample_size
+        if size is None:
+            return None
+        height, width = size if isinstance(size, tuple) else (size, size)
+        return self.config.in_channels, height, width
+
+    def check_sample(self, name: str, value: Any) -> Images:
+        """Return images as (N,C,H,W) float32, C-contiguous; TypeError or ValueError otherwise."""
+        array = check_array(name, value, (None, self.config.in_channels, None, None))
+        multiple = self.config.size_multiple
+        if array.shape[2] % multiple or array.shape[3] % multiple:
+            raise ValueError(
+                f"{name} must have a height and width that are multiples of {multiple}, got "
+                f"shape {array.shape}"
+            )
+        return array
+
+    def check_labels(self, name: str, value: Any, count: int) -> NDArray[Any] | None:
+        """Return labels as the core wants them: (N,) int64, (N,T) float32, or None."""
+        config = self.config
+        if config.class_embed_type is None and config.num_class_embeds is None:
+            if value is not None:
+                raise ValueError(f"{name} must be None: the model is not class-conditional")
+            return None
+        if value is None:
+            raise ValueError(f"{name} must be given: the model is class-conditional")
+        if config.class_embed_type == "identity":
+            return check_array(name, value, (count, config.time_dim))
+        rows = config.num_classes or 2**31
+        return check_labels(name, value, count, rows)
+
+    def _check_timestep(self, name: str, value: Any, count: int) -> NDArray[np.float64]:
+        kind = self.config.time_embedding_type
+        if kind == "fourier":  # noise levels, of which the network takes the logarithm
+            steps = check_timesteps(name, value, count, 0.0)
+            if not (steps > 0).all():
+                raise ValueError(f"{name} must be > 0 for fourier time embeddings, got 0")
+            return steps
+        highest = self.max_timestep
+        if kind == "learned":
+            highest = float((self.config.num_train_timesteps or 1) - 1)
+        steps = check_timesteps(name, value, count, 0.0, highest)
+        if kind == "learned" and (steps != np.rint(steps)).any():
+            raise ValueError(f"{name} must be whole numbers for learned time embeddings")
+        return steps

@@ -1,0 +1,93 @@
+"""Turns a config with open choices (None) into one without, for a given teacher."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+
+from boot.config import AUTO_GUIDANCE_SCALE, DistillConfig, auto_learning_rate
+from boot.errors import ConfigError, UnsupportedModel
+from boot.guidance import Clip
+from boot.inputs import drawn_labels
+from boot.teacher import Teacher
+
+_log = logging.getLogger("boot")
+
+
+def resolve_config(config: DistillConfig, teacher: Teacher) -> DistillConfig:
+    """Return the config with every setting that depends on the teacher filled in.
+
+    Raises ConfigError for settings that do not fit the teacher, ValueError for a guidance scale or
+    null label it cannot have, UnsupportedModel for a teacher that cannot be distilled.
+    """
+    teacher.check_can_sample()
+    if teacher.model.image_shape() is None:
+        raise UnsupportedModel("sample_size: the teacher's config must say how large images are")
+    scale = config.guidance_scale
+    if scale is None:
+        scale = 1.0 if teacher.num_classes in (None, 1) else AUTO_GUIDANCE_SCALE
+    guidance = teacher.guidance(scale, config.null_class_label)
+    labels = drawn_labels(teacher.model, guidance)
+    if labels is not None and len(labels) == 0:
+        raise ConfigError("guidance_scale must be 1: the teacher has no class but the null label")
+    t_max, t_min = _times(config, teacher)
+    clip = clip_for(config, teacher)
+    rate = config.learning_rate
+    resolved = config.replace(
+        guidance_scale=guidance.scale,
+        null_class_label=guidance.null_label,
+        t_max=t_max,
+        t_min=t_min,
+        learning_rate=auto_learning_rate(teacher.model.num_parameters) if rate is None else rate,
+        clip_sample=clip.limit > 0,
+        clip_sample_range=clip.limit or teacher.scheduler.clip_sample_range,
+    )
+    _report(resolved, teacher)
+    return resolved
+
+
+def _times(config: DistillConfig, teacher: Teacher) -> tuple[float, float]:
+    schedule, prediction = teacher.schedule, teacher.scheduler.prediction_type
+    t_max = schedule.default_t_max(prediction) if config.t_max is None else config.t_max
+    t_max, t_min = schedule.snap(t_max), schedule.snap(config.t_min)
+    if t_min >= t_max:
+        raise ConfigError(
+            f"t_min must be < t_max on the teacher's grid of {schedule.num_train_timesteps} "
+            f"timesteps, got t_min {t_min} and t_max {t_max}"
+        )
+    if prediction == "epsilon" and schedule.alpha_sigma(t_max)[0] == 0:
+        raise ConfigError(
+            f"t_max must be smaller than {t_max}: an epsilon teacher says nothing about the signal "
+            "where alpha is 0"
+        )
+    return t_max, t_min
+
+
+def clip_for(config: DistillConfig, teacher: Teacher) -> Clip:
+    """Return the teacher's clip with the config's changes: clip_sample, clip_sample_range."""
+    clip = teacher.clip
+    if config.clip_sample is False:
+        return dataclasses.replace(clip, limit=0.0, thresholding=False)
+    if config.clip_sample is True or (config.clip_sample_range is not None and clip.limit > 0):
+        limit = config.clip_sample_range or teacher.scheduler.clip_sample_range
+        return dataclasses.replace(clip, limit=limit)
+    return clip
+
+
+def _report(config: DistillConfig, teacher: Teacher) -> None:
+    t_max = config.t_max or 0.0
+    alpha = float(teacher.schedule.alpha_sigma(t_max)[0])
+    _log.info(
+        "t_max = %g: alpha %.4g there, log-SNR %.2f; teacher predicts %s",
+        t_max,
+        alpha,
+        -2.0 * float(teacher.schedule.lambda_(t_max)),
+        teacher.scheduler.prediction_type,
+    )
+    if config.guidance_scale not in (None, 1.0):
+        _log.info(
+            "guidance scale %g; label %s of %s means 'no class'",
+            config.guidance_scale,
+            config.null_class_label,
+            teacher.num_classes,
+        )

@@ -1,0 +1,85 @@
+"""The Signal-ODE dy/dt = -lambda'_t (f(x_t, t) - y_t): its exact steps, and whole trajectories.
+
+y_t = (x_t - sigma_t eps) / alpha_t, where eps is the fixed start noise of the trajectory. The step
+from t to s < t (the DDIM step, rewritten) is y_s = y_t + C (f - y_t); see `Schedule`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from boot import _core
+from boot.schedule import Float64, Schedule
+
+Images = NDArray[np.float32]
+Signal = Callable[[Images, Float64], Images]  # (x (N,C,H,W), t (N,)) -> f (N,C,H,W)
+
+
+def diffuse(schedule: Schedule, y: Images, eps: Images, t: Float64) -> Images:
+    """Return x_t = alpha_t y + sigma_t eps. y, eps: (N,C,H,W); t: (N,)."""
+    alpha, sigma = schedule.alpha_sigma(t)
+    return _core.diffuse(y, eps, alpha, sigma)
+
+
+def euler_step(schedule: Schedule, y: Images, f: Images, t: Float64, s: Float64) -> Images:
+    """Return y_s = y_t + C (f - y_t). y, f: (N,C,H,W); t, s: (N,)."""
+    return _core.signal_step(y, f, schedule.step_coefficient(t, s))
+
+
+def heun_step(
+    schedule: Schedule, y: Images, f: Images, f_s: Images, t: Float64, s: Float64
+) -> Images:
+    """Return y_s = y_t + C ((f + f_s) / 2 - y_t), f_s the signal at the point Euler predicts.
+
+    The trapezoid rule in exp(-lambda); unlike EDM's form it never divides by sigma_s.
+    """
+    return _core.signal_step_heun(y, f, f_s, schedule.step_coefficient(t, s))
+
+
+def step(
+    schedule: Schedule,
+    signal: Signal,
+    eps: Images,
+    y: Images,
+    f: Images,
+    t: Float64,
+    s: Float64,
+    solver: str,
+) -> Images:
+    """Return the target y_s from y_t and f = signal(x_t, t), by "euler" or "heun".
+
+    Heun calls `signal` once more, at (x_s, s); where s = 0 there is nothing to call it on (x_0 is
+    the image itself), and it falls back to Euler.
+    """
+    y_s = euler_step(schedule, y, f, t, s)
+    if solver == "euler" or not np.all(s > 0):
+        return y_s
+    f_s = signal(diffuse(schedule, y_s, eps, s), s)
+    return heun_step(schedule, y, f, f_s, t, s)
+
+
+def trajectory(
+    schedule: Schedule, signal: Signal, eps: Images, times: Float64, solver: str = "euler"
+) -> list[Images]:
+    """Return y at every time of `times` (falling), starting from y = signal(eps, times[0]).
+
+    That start is the boundary condition that students are trained with, so with the times and the
+    solver of the training this is the fixed point of its loss. eps: (N,C,H,W).
+    """
+    full = np.ones(len(eps))
+    y = signal(eps, times[0] * full)
+    path = [y]
+    for t, s in zip(times[:-1], times[1:], strict=True):
+        f = signal(diffuse(schedule, y, eps, t * full), t * full)
+        y = step(schedule, signal, eps, y, f, t * full, s * full, solver)
+        path.append(y)
+    return path
+
+
+def training_times(schedule: Schedule, t_max: float, t_min: float, delta: float) -> Float64:
+    """Return the times t_max, t_max - delta, ..., t_min that steps of `delta` pass through."""
+    count = max(1, int(np.ceil((t_max - t_min) / delta - 1e-9)))
+    return np.append(t_max - delta * np.arange(count), t_min)

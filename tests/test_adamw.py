@@ -1,0 +1,151 @@
+"""AdamW with clipping and weight averaging against its definition in float64."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from boot import _core
+
+Array = NDArray[Any]
+
+SETTINGS: dict[str, float] = {
+    "learning_rate": 1e-2,
+    "beta1": 0.9,
+    "beta2": 0.99,
+    "epsilon": 1e-8,
+    "weight_decay": 0.01,
+    "max_grad_norm": 1.0,
+    "ema_decay": 0.995,
+}
+VARIANTS = {
+    "all": {},
+    "no decay": {"weight_decay": 0.0},
+    "no clipping": {"max_grad_norm": 0.0},
+    "loose clipping": {"max_grad_norm": 1e6},
+    "diffusers": {"beta2": 0.999, "weight_decay": 1e-6, "learning_rate": 1e-4},
+    "large epsilon": {"epsilon": 0.1},
+    "frozen average": {"ema_decay": 1.0},
+    "average is the weights": {"ema_decay": 0.0},
+}
+
+
+def fresh(count: int, seed: int = 0) -> dict[str, Array]:
+    """Weights, moments of zero, and an average that starts as the weights."""
+    weights = np.random.RandomState(seed).standard_normal(count).astype(np.float32)
+    zeros = np.zeros(count, np.float32)
+    return {"weights": weights, "m": zeros.copy(), "v": zeros.copy(), "ema": weights.copy()}
+
+
+def gradient(count: int, step: int) -> Array:
+    return np.random.RandomState(100 + step).standard_normal(count).astype(np.float32)
+
+
+def update(state: dict[str, Array], grads: Array, step: int, s: dict[str, float]) -> float:
+    """One step of the definition, in the precision of `state`."""
+    g = grads.astype(np.float64)
+    norm = float(np.sqrt(np.sum(g**2)))
+    if s["max_grad_norm"]:
+        g = g * min(1.0, s["max_grad_norm"] / (norm + 1e-6))
+    state["m"] = s["beta1"] * state["m"] + (1 - s["beta1"]) * g
+    state["v"] = s["beta2"] * state["v"] + (1 - s["beta2"]) * g**2
+    mean = state["m"] / (1 - s["beta1"] ** step)
+    square = state["v"] / (1 - s["beta2"] ** step)
+    decayed = state["weights"] * (1 - s["learning_rate"] * s["weight_decay"])
+    state["weights"] = decayed - s["learning_rate"] * mean / (np.sqrt(square) + s["epsilon"])
+    state["ema"] = s["ema_decay"] * state["ema"] + (1 - s["ema_decay"]) * state["weights"]
+    return norm
+
+
+def run(state: dict[str, Array], grads: Array, step: int, s: dict[str, float]) -> float:
+    return _core.adamw_step(
+        state["weights"], grads, state["m"], state["v"], state["ema"], step=step, **s
+    )
+
+
+@pytest.mark.parametrize("count", [1, 7, 16, 1000, 100_003])
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_five_steps_match_the_definition(variant, count):
+    settings = {**SETTINGS, **VARIANTS[variant]}
+    state = fresh(count)
+    exact = {name: a.astype(np.float64) for name, a in state.items()}
+    for step in range(1, 6):
+        grads = gradient(count, step)
+        found = run(state, grads, step, settings)
+        assert found == pytest.approx(update(exact, grads, step, settings), rel=1e-6)
+        np.testing.assert_array_equal(grads, gradient(count, step))
+    for name, expected in exact.items():
+        scale = np.abs(expected).max()
+        assert np.abs(state[name] - expected).max() <= 2e-6 * scale, name
+
+
+def test_average_is_optional():
+    state, other = fresh(50), fresh(50)
+    run(state, gradient(50, 1), 1, SETTINGS)
+    _core.adamw_step(
+        other["weights"], gradient(50, 1), other["m"], other["v"], None, step=1, **SETTINGS
+    )
+    np.testing.assert_array_equal(other["weights"], state["weights"])
+
+
+def test_gradient_norm_of_a_long_buffer_is_exact():
+    """A float32 sum over a million equal squares would be off in the fourth digit."""
+    grads = np.full(1_000_003, 0.1, np.float32)
+    expected = float(np.float32(0.1)) * np.sqrt(1_000_003)
+    assert run(fresh(len(grads)), grads, 1, SETTINGS) == pytest.approx(expected, rel=1e-9)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("place", [0, 12_345, 99_999])
+def test_non_finite_gradient_raises_and_touches_nothing(bad, place):
+    state, grads = fresh(100_000), gradient(100_000, 1)
+    run(state, grads, 1, SETTINGS)
+    before = {name: a.copy() for name, a in state.items()}
+    grads[place] = bad
+    with pytest.raises(FloatingPointError):
+        run(state, grads, 2, SETTINGS)
+    for name, a in state.items():
+        np.testing.assert_array_equal(a, before[name], err_msg=name)
+
+
+@pytest.fixture
+def threads():
+    """Give back the thread count after a test that changes it."""
+    count = _core.get_num_threads()
+    yield
+    _core.set_num_threads(count)
+
+
+def test_same_bits_for_any_number_of_threads(threads):
+    results = []
+    for count in (1, 2, 4):
+        _core.set_num_threads(count)
+        state = fresh(300_001)
+        norms = [run(state, gradient(300_001, step), step, SETTINGS) for step in (1, 2)]
+        results.append((norms, state))
+    for norms, state in results[1:]:
+        assert norms == results[0][0]
+        for name, a in state.items():
+            np.testing.assert_array_equal(a, results[0][1][name], err_msg=name)
+
+
+@pytest.mark.parametrize("damage", ["length", "dtype", "read only", "strided", "step", "missing"])
+def test_bad_buffers_are_refused(damage):
+    state, grads, step, settings = fresh(64), gradient(64, 1), 1, dict(SETTINGS)
+    if damage == "length":
+        state["m"] = state["m"][:63].copy()
+    elif damage == "dtype":
+        state["weights"] = state["weights"].astype(np.float64)
+    elif damage == "read only":
+        state["weights"].flags.writeable = False
+    elif damage == "strided":
+        state["v"] = np.zeros(128, np.float32)[::2]
+    elif damage == "step":
+        step = 0
+    else:
+        del settings["beta1"]
+    with pytest.raises((ValueError, TypeError)):
+        run(state, grads, step, settings)
