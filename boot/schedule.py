@@ -101,14 +101,15 @@ class Schedule:
         """Return log abar(t) = 2 log alpha_t; -inf only at t = 1 of a zero-terminal-SNR table."""
         t = np.asarray(t, np.float64)
         with np.errstate(invalid="ignore"):  # 0 * -inf inside a last interval that ends at -inf
-            result = np.interp(t, self._grid, self._log_abar)
+            result: Float64 = np.asarray(np.interp(t, self._grid, self._log_abar))
         if self._log_abar[-1] != -math.inf:
-            return np.asarray(result)
+            return result
         # Zero terminal SNR: the logarithm has no end value to interpolate to, alpha itself has.
         start, left = self._grid[-2], np.exp(0.5 * self._log_abar[-2])
         share = np.clip((1.0 - t) / (1.0 - start), 0.0, 1.0)
         with np.errstate(divide="ignore"):
-            return np.where(t > start, 2.0 * np.log(left * share), result)
+            result = np.where(t > start, 2.0 * np.log(left * share), result)
+        return result
 
     def alpha_sigma(self, t: Any) -> tuple[Float64, Float64]:
         """Return alpha_t = sqrt(abar) and sigma_t = sqrt(1 - abar), accurate at both ends."""

@@ -191,7 +191,8 @@ class Student:
         eps, labels = self.inputs(n, class_labels=class_labels, seed=seed, noise=noise)
         images = self.signal(eps, np.full(len(eps), self.info.t_min), labels)
         limit = min(1.0, self.info.clip_sample_range) if self.info.clip_sample else 1.0
-        return np.clip(images, -limit, limit, out=images)
+        np.clip(images, -limit, limit, out=images)
+        return images
 
     def inputs(
         self, n: int | None = None, *, class_labels: Any = None, seed: int = 0, noise: Any = None
@@ -281,13 +282,16 @@ class Student:
         )
         hidden = weight_1 @ self._time_features(self.info.t_min) + bias_1
         hidden = hidden / (1.0 + np.exp(-hidden))  # SiLU
-        return (own[BAKED] + weight_2 @ hidden + bias_2).astype(np.float32)
+        baked: NDArray[np.float32] = (own[BAKED] + weight_2 @ hidden + bias_2).astype(np.float32)
+        return baked
 
     def _time_features(self, t: float) -> NDArray[np.float64]:
         """Return the features of a time that go into the embedding's first layer: (C0,)."""
         config, index = self.model.config, float(self.schedule.index(t))
         if config.time_embedding_type == "learned":
-            return self.model.parameters["time_proj.weight"][int(index)].astype(np.float64)
+            table = self.model.parameters["time_proj.weight"]
+            row: NDArray[np.float64] = table[int(index)].astype(np.float64)
+            return row
         attrs = {
             "dim": config.block_out_channels[0],
             "flip_sin_to_cos": float(config.flip_sin_to_cos),

@@ -163,7 +163,7 @@ class Teacher:
             )
         times = self.schedule.times(t_start, 0.0, steps)
         noise, labels = sampling_inputs(self.model, guidance, n, class_labels, seed, noise)
-        images = np.empty_like(noise)
+        images: Images = np.empty_like(noise)
         size = self.model.chunk_size(noise.shape[2], noise.shape[3])
         for begin in range(0, len(noise), size):
             rows = slice(begin, begin + size)
@@ -173,7 +173,8 @@ class Teacher:
                 return self.signal(x, t, chosen, guidance)
 
             images[rows] = SAMPLERS[sampler](self.schedule, signal, noise[rows], times)
-        return np.clip(images, -1.0, 1.0, out=images)
+        np.clip(images, -1.0, 1.0, out=images)
+        return images
 
     def inputs(
         self,

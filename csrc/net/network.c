@@ -163,3 +163,37 @@ boot_status boot_network_backward(boot_network *network, const float *doutput) {
     memcpy(boot_plan_output_grad(plan, &network->run), doutput, boot_count(shape) * sizeof(float));
     return boot_plan_backward(plan, &network->run);
 }
+
+/* Inputs for timing: ones everywhere are valid images, times and labels alike. */
+static boot_status profile_runs(boot_network *network, const boot_plan *plan, float *ones, int repeats,
+                                double *step_seconds) {
+    float *grads = NULL;
+    if (plan->graph.training) BOOT_TRY(boot_network_grads(network, &grads));
+    BOOT_TRY(reserve_arena(network, plan->arena_floats + plan->scratch_floats));
+    for (int r = 0; r <= repeats; r++) {
+        network->run = (boot_run){.inputs = {ones, ones, ones, ones}, .weights = network->weights, .grads = grads,
+                                  .arena = network->arena, .step_seconds = r ? step_seconds : NULL};
+        BOOT_TRY(boot_plan_forward(plan, &network->run));
+        if (!plan->graph.training) continue;
+        const int64_t count = boot_count(&plan->graph.values[plan->output].shape);
+        memcpy(boot_plan_output_grad(plan, &network->run), boot_plan_output(plan, &network->run), count * sizeof(float));
+        BOOT_TRY(boot_plan_backward(plan, &network->run));
+    }
+    return BOOT_OK;
+}
+
+boot_status boot_network_profile(boot_network *network, int64_t n, int64_t height, int64_t width, bool training,
+                                 int repeats, const boot_plan **plan, double *step_seconds, int capacity) {
+    const int64_t T = network->config.time_embedding_dim, C = network->config.in_channels;
+    const int64_t count = n * (C * height * width > T ? C * height * width : T);
+    float *ones;
+    network->pending = NULL;
+    BOOT_TRY(boot_network_plan(network, n, height, width, training, plan));
+    if ((*plan)->num_steps > capacity)
+        return boot_fail(BOOT_ERR_STATE, "profile: %d steps, room for %d", (*plan)->num_steps, capacity);
+    BOOT_TRY(boot_alloc((void **)&ones, count * sizeof(float), false, "profile"));
+    for (int64_t i = 0; i < count; i++) ones[i] = 1;
+    const boot_status status = profile_runs(network, *plan, ones, repeats, step_seconds);
+    boot_free(ones);
+    return status;
+}

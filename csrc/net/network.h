@@ -33,6 +33,10 @@ boot_status boot_network_backward(boot_network *network, const float *doutput);
 /* Builds (or finds) the plan for a size, so that kernels are chosen before the first step. */
 boot_status boot_network_plan(boot_network *network, int64_t n, int64_t height, int64_t width, bool training,
                               const boot_plan **plan);
+/* Adds the seconds of every step of that plan (plan->num_steps) over `repeats` runs on made-up input, after one
+   to warm up. */
+boot_status boot_network_profile(boot_network *network, int64_t n, int64_t height, int64_t width, bool training,
+                                 int repeats, const boot_plan **plan, double *step_seconds, int capacity);
 boot_tuner *boot_network_tuner(boot_network *network); /* pin before planning */
 /* Forgets all plans, so that pins take effect. */
 void boot_network_clear_plans(boot_network *network);

@@ -52,6 +52,7 @@ typedef struct {
     const float *inputs[BOOT_NUM_SLOTS];
     float *weights, *grads; /* flat parameter buffers */
     float *arena;
+    double *step_seconds; /* per step of the plan, added to; NULL: no timing */
 } boot_run;
 
 boot_status boot_plan_forward(const boot_plan *plan, const boot_run *run);

@@ -1,6 +1,8 @@
 /* run.c: running a plan forwards and backwards: look up every array of a step, call the op. */
 #include "net/plan.h"
 
+#include <omp.h>
+
 #include "base/isa.h"
 
 static float *buffer_data(const boot_plan *plan, const boot_run *run, int index) {
@@ -83,12 +85,27 @@ static boot_status run_backward(const boot_plan *plan, const boot_run *run, cons
     return BOOT_OK;
 }
 
-boot_status boot_plan_forward(const boot_plan *plan, const boot_run *run) {
-    for (int i = 0; i < plan->forward_steps; i++) {
-        const boot_call call = make_call(plan, run, &plan->steps[i]);
-        const boot_node *node = &plan->graph.nodes[plan->steps[i].node];
+static boot_status run_step(const boot_plan *plan, const boot_run *run, int i) {
+    const boot_step *step = &plan->steps[i];
+    const double start = run->step_seconds ? omp_get_wtime() : 0;
+    if (step->kind == BOOT_STEP_BACKWARD) {
+        BOOT_TRY(run_backward(plan, run, step));
+    } else {
+        const boot_call call = make_call(plan, run, step);
+        const boot_node *node = &plan->graph.nodes[step->node];
         BOOT_TRY(node->op->forward(node, &call));
     }
+    if (run->step_seconds) run->step_seconds[i] += omp_get_wtime() - start;
+    return BOOT_OK;
+}
+
+boot_status boot_plan_forward(const boot_plan *plan, const boot_run *run) {
+    for (int i = 0; i < plan->forward_steps; i++) BOOT_TRY(run_step(plan, run, i));
+    return BOOT_OK;
+}
+
+boot_status boot_plan_backward(const boot_plan *plan, const boot_run *run) {
+    for (int i = plan->forward_steps; i < plan->num_steps; i++) BOOT_TRY(run_step(plan, run, i));
     return BOOT_OK;
 }
 
@@ -98,18 +115,4 @@ float *boot_plan_output(const boot_plan *plan, const boot_run *run) {
 
 float *boot_plan_output_grad(const boot_plan *plan, const boot_run *run) {
     return buffer_data(plan, run, plan->grad_buffer[plan->output]);
-}
-
-boot_status boot_plan_backward(const boot_plan *plan, const boot_run *run) {
-    for (int i = plan->forward_steps; i < plan->num_steps; i++) {
-        const boot_step *step = &plan->steps[i];
-        if (step->kind == BOOT_STEP_BACKWARD) {
-            BOOT_TRY(run_backward(plan, run, step));
-            continue;
-        }
-        const boot_call call = make_call(plan, run, step);
-        const boot_node *node = &plan->graph.nodes[step->node];
-        BOOT_TRY(node->op->forward(node, &call));
-    }
-    return BOOT_OK;
 }

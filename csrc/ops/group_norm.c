@@ -41,8 +41,8 @@ static boot_status group_norm_infer(boot_node *node) {
 }
 
 /* Sums of x - origin and its square over `pixels` pixels; x: (pixels, C), sums: (2, C). */
-BOOT_INLINE void moments_body(int64_t pixels, int64_t C, const float *x, int64_t ld, const float *origin,
-                              float *sums) {
+BOOT_INLINE void moments_body(int64_t pixels, int64_t C, const float *restrict x, int64_t ld,
+                              const float *restrict origin, float *restrict sums) {
     float *restrict s1 = sums, *restrict s2 = sums + C;
     memset(sums, 0, 2 * C * sizeof(float));
     for (int64_t p = 0; p < pixels; p++)
@@ -56,8 +56,8 @@ BOOT_MULTI_ISA(moments, (int64_t pixels, int64_t C, const float *x, int64_t ld, 
                (pixels, C, x, ld, origin, sums))
 
 /* y = act(a x + b) with per-channel a, b. */
-BOOT_INLINE void apply_body(boot_act act, int64_t pixels, int64_t C, const float *x, int64_t ldx,
-                            const float *a, const float *b, float *y, int64_t ldy) {
+BOOT_INLINE void apply_body(boot_act act, int64_t pixels, int64_t C, const float *restrict x, int64_t ldx,
+                            const float *restrict a, const float *restrict b, float *restrict y, int64_t ldy) {
 #define APPLY(A)                                                                 \
     for (int64_t p = 0; p < pixels; p++)                                         \
         for (int64_t c = 0; c < C; c++) y[p * ldy + c] = boot_act_value(A, a[c] * x[p * ldx + c] + b[c]);
@@ -170,10 +170,11 @@ static boot_status group_norm_forward(const boot_node *node, const boot_call *ca
 }
 
 /* S1 and S2 of one chunk; x, dy: (pixels, C), sums: (2, C). */
-BOOT_INLINE void grad_sums_body(boot_act act, int64_t pixels, int64_t C, const float *x, int64_t ldx,
-                                const float *dy, int64_t ldy, const channel_terms *t, float *sums) {
+BOOT_INLINE void grad_sums_body(boot_act act, int64_t pixels, int64_t C, const float *restrict x, int64_t ldx,
+                                const float *restrict dy, int64_t ldy, const channel_terms *t, float *restrict sums) {
     float *restrict s1 = sums, *restrict s2 = sums + C;
-    const float *rstd = t->rstd, *offset = t->offset, *gain = t->gain, *bias = t->bias;
+    const float *restrict rstd = t->rstd, *restrict offset = t->offset;
+    const float *restrict gain = t->gain, *restrict bias = t->bias;
     memset(sums, 0, 2 * C * sizeof(float));
 #define SUMS(A)                                                                        \
     for (int64_t p = 0; p < pixels; p++)                                               \
@@ -198,11 +199,12 @@ BOOT_MULTI_ISA(grad_sums,
                (act, pixels, C, x, ldx, dy, ldy, t, sums))
 
 /* dx = p dz + q xh + r */
-BOOT_INLINE void grad_apply_body(boot_act act, int64_t pixels, int64_t C, const float *x, int64_t ldx,
-                                 const float *dy, int64_t ldy, const channel_terms *t, float keep, float *restrict dx,
-                                 int64_t ldd) {
-    const float *rstd = t->rstd, *offset = t->offset, *gain = t->gain, *bias = t->bias;
-    const float *P = t->p, *Q = t->q, *R = t->r;
+BOOT_INLINE void grad_apply_body(boot_act act, int64_t pixels, int64_t C, const float *restrict x, int64_t ldx,
+                                 const float *restrict dy, int64_t ldy, const channel_terms *t, float keep,
+                                 float *restrict dx, int64_t ldd) {
+    const float *restrict rstd = t->rstd, *restrict offset = t->offset;
+    const float *restrict gain = t->gain, *restrict bias = t->bias;
+    const float *restrict P = t->p, *restrict Q = t->q, *restrict R = t->r;
 #define GRAD(A, OLD)                                                                   \
     for (int64_t p = 0; p < pixels; p++)                                               \
         for (int64_t c = 0; c < C; c++) {                                              \

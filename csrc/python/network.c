@@ -388,6 +388,39 @@ static PyObject *unet_plan(PyObject *object, PyObject *args) {
     return result;
 }
 
+enum { MAX_PROFILE_STEPS = 8192 };
+
+static PyObject *unet_profile(PyObject *object, PyObject *args) {
+    static const char *const kinds[] = {"forward", "again", "backward"};
+    UNet2D *self = (UNet2D *)object;
+    long long n, height, width;
+    int train, repeats;
+    if (!PyArg_ParseTuple(args, "LLLpi:profile", &n, &height, &width, &train, &repeats)) return NULL;
+    if (n < 1 || height < 1 || width < 1 || repeats < 1)
+        return PyErr_Format(PyExc_ValueError, "profile: expected batch, height, width and repeats of at least 1");
+    double *seconds = PyMem_Calloc(MAX_PROFILE_STEPS, sizeof(double));
+    if (!seconds) return PyErr_NoMemory();
+    PyObject *list = NULL;
+    if (!enter(self)) {
+        const boot_plan *plan = NULL;
+        boot_status status;
+        Py_BEGIN_ALLOW_THREADS;
+        status = boot_network_profile(self->network, n, height, width, train, repeats, &plan, seconds, MAX_PROFILE_STEPS);
+        Py_END_ALLOW_THREADS;
+        list = status ? boot_py_error(status) : PyList_New(plan->num_steps);
+        for (int i = 0; list && i < plan->num_steps; i++) {
+            const boot_node *node = &plan->graph.nodes[plan->steps[i].node];
+            PyObject *item = Py_BuildValue("sssd", kinds[plan->steps[i].kind], node->op->name, node->name,
+                                           seconds[i] * 1e3 / repeats);
+            if (!item) Py_CLEAR(list);
+            else PyList_SET_ITEM(list, i, item);
+        }
+        leave(self);
+    }
+    PyMem_Free(seconds);
+    return list;
+}
+
 static PyObject *get_kernels(PyObject *object, void *unused) {
     (void)unused;
     return kernel_list((UNet2D *)object);
@@ -417,6 +450,8 @@ static PyMethodDef unet_methods[] = {
      "forward(sample, timesteps, class_labels=None, target_timesteps=None, train=False) -> (N, out, H, W) float32"},
     {"backward", unet_backward, METH_O, "backward(doutput): fills grads for the last forward with train=True."},
     {"plan", unet_plan, METH_VARARGS, "plan(batch, height, width, train) -> dict of bytes and kernels"},
+    {"profile", unet_profile, METH_VARARGS,
+     "profile(batch, height, width, train, repeats) -> [(kind, op, layer, ms)] of every step on made-up input"},
     {"pin_kernels", unet_pin_kernels, METH_O, "pin_kernels({key: name}): use these kernels instead of timing."},
     {"weights_changed", weights_changed, METH_NOARGS, "To be called after writing into weights."},
     {NULL, NULL, 0, NULL}};

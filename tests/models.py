@@ -1,0 +1,55 @@
+"""Small teachers with random weights, for the tests of everything above the network."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from pipelines import CONFIG
+
+from boot.diffusers_io import save_pipeline
+from boot.network import Network
+from boot.scheduler_config import SchedulerConfig
+from boot.teacher import Teacher
+from boot.unet_keys import expected_tensors
+
+CLASSES = CONFIG.num_class_embeds or 0
+PLAIN = dataclasses.replace(CONFIG, num_class_embeds=None)
+DDPM = SchedulerConfig(clip_sample=True)
+
+
+def tensors(config: Any = CONFIG, seed: int = 0) -> dict[str, Any]:
+    """Random weights of a size that keeps activations near 1, so that tests see no saturation."""
+    rng = np.random.default_rng(seed)
+    result = {}
+    for name, shape in expected_tensors(config).items():
+        scale = 1.0 / np.sqrt(np.prod(shape[1:])) if len(shape) > 1 else 0.1
+        array = scale * rng.standard_normal(shape)
+        if "norm" in name and name.endswith("weight"):
+            array += 1.0
+        result[name] = array.astype(np.float32)
+    return result
+
+
+def make_teacher(config: Any = CONFIG, seed: int = 0, **scheduler: Any) -> Teacher:
+    """A class-conditional teacher (3 rows, the last one null) unless the config says otherwise."""
+    process = dataclasses.replace(DDPM, **scheduler)
+    network = Network(config, max_timestep=process.num_train_timesteps - 1.0)
+    network.load(tensors(config, seed))
+    return Teacher(network, process, name="tiny")
+
+
+def save_teacher(folder: Path, config: Any = CONFIG, **scheduler: Any) -> Path:
+    """Write such a teacher as a diffusers pipeline folder."""
+    process = dataclasses.replace(DDPM, **scheduler)
+    values = {"_class_name": "DDPMScheduler", **process.to_dict()}
+    save_pipeline(folder, config, values, tensors(config), pipeline_class="DDPMPipeline")
+    return folder
+
+
+def noise(count: int = 4, seed: int = 1, channels: int = 1, size: int = 8) -> Any:
+    """Standard normal images."""
+    rng = np.random.default_rng(seed)
+    return rng.standard_normal((count, channels, size, size)).astype(np.float32)

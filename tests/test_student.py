@@ -1,0 +1,357 @@
+"""The student: its output map, its gradient, and folders that diffusers runs as the same function."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from models import CONFIG, PLAIN, make_teacher, noise, tensors
+from pipelines import edit
+
+from boot.diffusers_io import load_pipeline
+from boot.errors import FormatError
+from boot.files import to_json
+from boot.network import Network
+from boot.safetensors_io import load_tensors, save_tensors
+from boot.student import Student, StudentInfo
+from boot.teacher import Teacher
+
+INFO = StudentInfo(t_max=0.8, t_min=0.001, guidance_scale=1.5, null_class_label=2)
+T_MAX_INDEX = 799
+
+
+def make_student(config=CONFIG, info=INFO, **scheduler):
+    """A student whose target embedding does something, as after training."""
+    if config.num_class_embeds is None and info is INFO:
+        info = dataclasses.replace(info, guidance_scale=1.0, null_class_label=None)
+    student = Student.from_teacher(make_teacher(config, **scheduler), info)
+    rng = np.random.default_rng(9)
+    for name, view in student.model.parameters.items():
+        if name.startswith("boot_target_embedding"):
+            view += 0.3 * rng.standard_normal(view.shape).astype(np.float32)
+    student.model.weights_changed()
+    return student
+
+
+def test_a_fresh_student_of_a_v_teacher_is_the_teacher_at_t_max_for_every_target_time():
+    teacher = make_teacher(prediction_type="v_prediction", clip_sample=False)
+    student = Student.from_teacher(teacher, INFO)
+    x, labels = noise(4), np.array([0, 1, 0, 1])
+    expected = teacher.signal(x, np.full(4, 0.8), labels)
+    for t in (0.001, 0.3, 0.8):
+        np.testing.assert_allclose(student(x, t, labels), expected, atol=1e-6)
+
+
+def test_the_output_map_and_the_timestep_are_those_of_t_max_whatever_the_target():
+    student, x = make_student(), noise(3)
+    alpha, sigma = student.schedule.alpha_sigma(0.8)
+    t = np.array([0.001, 0.4, 0.8])
+    output = student.model(x, T_MAX_INDEX, [0, 1, 2], target_timestep=1000 * t - 1)
+    np.testing.assert_allclose(student(x, t, [0, 1, 2]), alpha * x - sigma * output, atol=1e-5)
+    assert np.abs(student(x, 0.4, 0) - student(x, 0.1, 0)).max() > 1e-3
+
+
+def test_backward_is_the_derivative_of_the_signal():
+    student, x = make_student(), noise(2)
+    t, labels, dy = np.array([0.2, 0.7]), np.array([0, 1]), noise(2, seed=5)
+    weights = student.model.weights
+    rng = np.random.default_rng(0)
+    direction = rng.standard_normal(weights.size).astype(np.float32)
+    direction /= np.linalg.norm(direction)
+    student.signal_train(x, t, labels)
+    student.backward(dy)
+    slope = float(student.model.core.grads.astype(np.float64) @ direction)
+    start, values = weights.copy(), []
+    for step in (0.01, -0.01):
+        weights[:] = start + np.float32(step) * direction
+        student.model.weights_changed()
+        values.append(float((student.signal(x, t, labels).astype(np.float64) * dy).sum()))
+    assert slope == pytest.approx((values[0] - values[1]) / 0.02, rel=2e-3)
+
+
+def test_sample_is_one_call_at_t_min_clipped():
+    student = make_student()
+    student.model.weights[:] *= 1.5
+    student.model.weights_changed()
+    x, labels = student.inputs(6, seed=4)
+    images = student.sample(6, seed=4)
+    assert labels.tolist() == [0, 1, 0, 1, 0, 1]
+    raw = student(x, None, labels)
+    assert np.abs(raw).max() > 1
+    np.testing.assert_allclose(images, np.clip(raw, -1, 1), atol=1e-6)
+    assert images.dtype == np.float32
+    np.testing.assert_array_equal(x, make_teacher().inputs(6, seed=4)[0])
+
+
+def test_chunks_give_the_same_images():
+    student = make_student()
+    whole = student.sample(10)
+    student.model.chunk_size = lambda height, width: 4
+    np.testing.assert_allclose(student.sample(10), whole, atol=1e-5)
+
+
+# -------------------------------------------------------------------------------------- folders
+
+CASES = {
+    "conditional": dict(config=CONFIG),
+    "unconditional": dict(config=PLAIN),
+    "cosine": dict(config=PLAIN, beta_schedule="squaredcos_cap_v2", prediction_type="sample"),
+    "zero_snr": dict(config=PLAIN, rescale_betas_zero_snr=True, prediction_type="v_prediction"),
+    "sigmoid": dict(config=PLAIN, beta_schedule="sigmoid"),
+    "trained": dict(
+        config=PLAIN, num_train_timesteps=10, trained_betas=tuple(np.linspace(0.01, 0.5, 10))
+    ),
+    "range": dict(config=PLAIN, clip_sample_range=0.8),
+    "no_clip": dict(config=PLAIN, clip_sample=False),
+    "learned": dict(
+        config=dataclasses.replace(PLAIN, time_embedding_type="learned", num_train_timesteps=1000)
+    ),
+}
+
+
+def case(name):
+    options = dict(CASES[name])
+    config = options.pop("config")
+    info = INFO if config is CONFIG else StudentInfo(t_max=0.8, t_min=0.001)
+    if name == "trained":
+        info = dataclasses.replace(info, t_min=0.1)
+    clip = options.get("clip_sample", True), options.get("clip_sample_range", 1.0)
+    info = dataclasses.replace(info, clip_sample=clip[0], clip_sample_range=clip[1])
+    return make_student(config, info, **options)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_saved_and_loaded_is_the_same_bit_for_bit_at_every_t(tmp_path, name):
+    student = case(name)
+    student.save_pretrained(tmp_path / "s")
+    loaded = Student.from_pretrained(tmp_path / "s")
+    np.testing.assert_array_equal(loaded.model.weights, student.model.weights)
+    assert loaded.info == student.info
+    assert loaded.scheduler == student.scheduler
+    labels = None if student.num_classes is None else [0, 1]
+    for t in (student.info.t_min, 0.4, 0.8):
+        np.testing.assert_array_equal(
+            loaded(noise(2), t, labels), student(noise(2), t, labels)
+        )
+    loaded.save_pretrained(tmp_path / "again")
+    for path in sorted((tmp_path / "s").rglob("*.safetensors")):
+        other = tmp_path / "again" / path.relative_to(tmp_path / "s")
+        assert path.read_bytes() == other.read_bytes()
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_one_ddim_step_on_the_exported_folder_is_the_student(tmp_path, name):
+    """The step of diffusers' DDIMScheduler, written out in NumPy from the exported files alone."""
+    student = case(name)
+    student.save_pretrained(tmp_path / "s")
+    exported = load_pipeline(tmp_path / "s")
+    scheduler = json.loads((tmp_path / "s/scheduler/scheduler_config.json").read_text())
+    assert scheduler["_class_name"] == "DDIMScheduler"
+    assert scheduler["prediction_type"] == "v_prediction"
+    assert scheduler["timestep_spacing"] == "leading"
+    assert scheduler["set_alpha_to_one"] is True
+    timestep = scheduler["steps_offset"]  # "leading" with one step
+    network = Network(exported.unet)
+    network.load(exported.tensors)
+    abar = Teacher(network, exported.scheduler).schedule.alphas_cumprod[timestep]
+    x, labels = student.inputs(4)
+    output = network(x, timestep, labels)
+    image = np.sqrt(abar) * x - np.sqrt(1 - abar) * output
+    if scheduler["clip_sample"]:
+        limit = scheduler["clip_sample_range"]
+        image = np.clip(image, -limit, limit)
+    image = np.clip(image, -1, 1)  # abar of the step's end is 1: x0 itself; then the pipeline clips
+    np.testing.assert_allclose(student.sample(4), image, atol=2e-5)
+
+
+def test_the_folder_holds_a_pipeline_a_card_and_what_boot_needs(tmp_path):
+    student = make_student()
+    student.save_pretrained(tmp_path / "my-student")
+    files = {str(p.relative_to(tmp_path / "my-student")) for p in tmp_path.rglob("*") if p.is_file()}
+    assert files == {
+        "README.md",
+        "boot.json",
+        "boot.safetensors",
+        "model_index.json",
+        "scheduler/scheduler_config.json",
+        "unet/config.json",
+        "unet/diffusion_pytorch_model.safetensors",
+    }
+    index = json.loads((tmp_path / "my-student/model_index.json").read_text())
+    assert index["_class_name"] == "DDIMPipeline"
+    card = (tmp_path / "my-student/README.md").read_text()
+    assert card.startswith("---\nlibrary_name: diffusers\n")
+    assert 'from_pretrained("my-student")' in card
+    assert "class_labels=labels" in card
+    assert "% 2" in card  # two classes; the null label was not trained
+    assert "{" not in card
+
+
+def test_the_card_of_an_unconditional_student_shows_the_pipeline(tmp_path):
+    make_student(PLAIN).save_pretrained(tmp_path / "s")
+    assert "num_inference_steps=1" in (tmp_path / "s/README.md").read_text()
+
+
+def test_float16_folders_load(tmp_path):
+    student = make_student()
+    student.save_pretrained(tmp_path / "s", dtype="float16")
+    loaded = Student.from_pretrained(tmp_path / "s")
+    np.testing.assert_allclose(loaded.sample(4), student.sample(4), atol=0.02)
+    size = (tmp_path / "s/unet/diffusion_pytorch_model.safetensors").stat().st_size
+    assert size < 2.5 * student.model.num_parameters
+
+
+def test_a_folder_with_files_is_kept_unless_overwriting(tmp_path):
+    first, second = make_student(), make_student(seed_scale := None or CONFIG)
+    first.save_pretrained(tmp_path / "s")
+    before = (tmp_path / "s/boot.safetensors").read_bytes()
+    with pytest.raises(FileExistsError, match="new or empty"):
+        second.save_pretrained(tmp_path / "s")
+    assert (tmp_path / "s/boot.safetensors").read_bytes() == before
+    del seed_scale
+    second.model.weights[:] *= 0.5
+    second.model.weights_changed()
+    second.save_pretrained(tmp_path / "s", overwrite=True)
+    np.testing.assert_array_equal(
+        Student.from_pretrained(tmp_path / "s").model.weights, second.model.weights
+    )
+
+
+def test_a_pipeline_that_is_no_student_is_named_as_such(tmp_path):
+    make_student().save_pretrained(tmp_path / "s")
+    (tmp_path / "s/boot.json").unlink()
+    with pytest.raises(FormatError, match="not a student.*Teacher.from_pretrained"):
+        Student.from_pretrained(tmp_path / "s")
+    assert Teacher.from_pretrained(tmp_path / "s").scheduler.prediction_type == "v_prediction"
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"format_version": 2}, "format_version must be 1, got 2"),
+        ({"t_max": None}, "t_max is missing"),
+        ({"t_max": 2.0}, "t_max must be finite and > 0"),
+        ({"t_max": "0.8"}, "t_max must be a number"),
+        ({"t_min": 0.9}, "t_min must be finite"),
+        ({"clip_sample": 1}, "clip_sample must be True or False"),
+        ({"null_class_label": -1}, "null_class_label"),
+        ({"scheduler": [1]}, "scheduler must be an object"),
+        ({"scheduler": {"beta_start": -1}}, "beta_start"),
+        ({"scheduler": {"no_such_key": 1}}, "no_such_key"),
+    ],
+)
+def test_broken_boot_json_is_named(tmp_path, change, message):
+    make_student().save_pretrained(tmp_path / "s")
+    edit(tmp_path / "s/boot.json", **change)
+    with pytest.raises(FormatError, match=rf"boot\.json.*{message}"):
+        Student.from_pretrained(tmp_path / "s")
+
+
+def test_weights_of_another_student_are_noticed(tmp_path):
+    one, other = make_student(), make_student()
+    other.model.parameters["time_embedding.linear_2.bias"][:] += 1
+    one.save_pretrained(tmp_path / "one")
+    other.save_pretrained(tmp_path / "other")
+    (tmp_path / "one/boot.safetensors").write_bytes(
+        (tmp_path / "other/boot.safetensors").read_bytes()
+    )
+    with pytest.raises(FormatError, match="does not belong to the weights beside it"):
+        Student.from_pretrained(tmp_path / "one")
+
+
+@pytest.mark.parametrize(
+    "break_it, message",
+    [
+        (lambda own: own.pop("time_embedding.linear_2.bias"), "must hold"),
+        (lambda own: own.update(extra=np.zeros(3, "f4")), "must hold.*extra"),
+        (lambda own: own["boot_target_embedding.linear_1.bias"].fill(np.nan), "NaN"),
+        (
+            lambda own: own.update({"boot_target_embedding.linear_1.bias": np.zeros(3, "f4")}),
+            "misshapen: boot_target_embedding.linear_1.bias",
+        ),
+    ],
+)
+def test_broken_boot_tensors_are_named(tmp_path, break_it, message):
+    make_student().save_pretrained(tmp_path / "s")
+    own = load_tensors(tmp_path / "s/boot.safetensors")
+    break_it(own)
+    save_tensors(tmp_path / "s/boot.safetensors", own)
+    with pytest.raises(FormatError, match=message):
+        Student.from_pretrained(tmp_path / "s")
+
+
+def test_a_network_without_target_embedding_is_no_student():
+    teacher = make_teacher()
+    with pytest.raises(ValueError, match="target embedding"):
+        Student(teacher.model, teacher.scheduler, INFO)
+
+
+def test_network_load_names_every_problem_and_changes_nothing():
+    network = make_teacher().model
+    before, given = network.weights.copy(), tensors(seed=3)
+    del given["conv_in.bias"]
+    given["conv_out.bias"] = np.zeros(7, "f4")
+    given["extra"] = np.zeros(1, "f4")
+    message = r"missing: conv_in.bias; unexpected: extra; misshapen: conv_out.bias \(7,\)"
+    with pytest.raises(FormatError, match=message):
+        network.load(given)
+    np.testing.assert_array_equal(network.weights, before)
+
+
+# ------------------------------------------------------------------------------- with diffusers
+
+IN_DIFFUSERS = """
+import json, sys
+import numpy as np, torch
+from diffusers import DDIMPipeline, DDIMScheduler, UNet2DModel
+folder, npz = sys.argv[1:]
+data = np.load(npz)
+noise = torch.from_numpy(data["noise"])
+labels = torch.from_numpy(data["class_labels"]) if "class_labels" in data else None
+pipeline = DDIMPipeline.from_pretrained(folder)
+unet = UNet2DModel.from_pretrained(folder, subfolder="unet")
+scheduler = DDIMScheduler.from_pretrained(folder, subfolder="scheduler")
+scheduler.set_timesteps(1)
+t = scheduler.timesteps[0]
+with torch.no_grad():
+    output = unet(noise, t, class_labels=labels).sample
+    by_hand = scheduler.step(output, t, noise).prev_sample.clamp(-1, 1)
+if labels is None:
+    import diffusers.pipelines.ddim.pipeline_ddim as module
+    module.randn_tensor = lambda *args, **kwargs: noise
+    images = pipeline(batch_size=len(noise), num_inference_steps=1, output_type="np").images
+    piped = images.transpose(0, 3, 1, 2) * 2 - 1
+else:
+    piped = by_hand.numpy()
+np.savez(npz, by_hand=by_hand.numpy(), piped=piped)
+"""
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize("name", CASES)
+def test_diffusers_runs_the_exported_student_as_the_same_function(tmp_path, name):
+    pytest.importorskip("torch")
+    pytest.importorskip("diffusers")
+    student = case(name)
+    student.save_pretrained(tmp_path / "s")
+    x, labels = student.inputs(4, seed=2)
+    given = {"noise": x} if labels is None else {"noise": x, "class_labels": labels}
+    np.savez(tmp_path / "data.npz", **given)
+    command = [sys.executable, "-c", IN_DIFFUSERS, str(tmp_path / "s"), str(tmp_path / "data.npz")]
+    # A process of its own: PyTorch brings another OpenMP library and another oneDNN.
+    result = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert result.returncode == 0, result.stderr[-2000:]
+    found = np.load(tmp_path / "data.npz")
+    images = student.sample(noise=x, class_labels=labels)
+    np.testing.assert_allclose(found["by_hand"], images, atol=1e-4)
+    np.testing.assert_allclose(found["piped"], images, atol=1e-4)
+
+
+def test_info_survives_json():
+    info = dataclasses.replace(INFO, teacher={"name": "x"}, training={"steps": 3})
+    values = json.loads(to_json({"format_version": 1, **dataclasses.asdict(info)}))
+    assert StudentInfo.from_dict(values, "boot.json") == info
