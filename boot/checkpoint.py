@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from boot import _core
 from boot._version import __version__
 from boot.errors import CheckpointError, FormatError, ResumeMismatch, listed, shown
 from boot.files import folder_atomically, open_regular, read_json_object, to_json, write_synced
@@ -58,6 +59,12 @@ def layout_of(parameters: list[tuple[str, tuple[int, ...], int]]) -> str:
     return hashlib.sha256(repr([(n, tuple(s), o) for n, s, o in parameters]).encode()).hexdigest()
 
 
+def machine() -> dict[str, Any]:
+    """Return what the bits of a training step depend on, beside kernels and settings."""
+    config = _core.show_config()
+    return {key: config[key] for key in ("isa", "onednn_isa", "onednn_version", "threads")}
+
+
 # -------------------------------------------------------------------------------------- writing
 
 
@@ -66,8 +73,9 @@ def save_checkpoint(
 ) -> Path:
     """Write `output_dir/checkpoint-<step>` durably and return its path.
 
-    buffers: flat float32 arrays by name. state: JSON-ready counters. A crash at any instant leaves
-    either no folder of that name or a complete one. Raises CheckpointError with the reason.
+    buffers: flat float32 arrays by name. state: whatever else the run needs, JSON-ready. A crash at
+    any instant leaves no folder of that name or a complete one. Raises CheckpointError with the
+    reason.
     """
     path = output_dir / f"checkpoint-{step}"
     try:
@@ -83,7 +91,7 @@ def save_checkpoint(
                 "layout": identity.layout,
                 "files": {n: _measure(temporary / n) for n in (STATE_FILE, CONFIG_FILE)},
             }
-            _write_text(temporary / MANIFEST_FILE, to_json(manifest))
+            _write_text(temporary / MANIFEST_FILE, to_json(signed(manifest)))
     except OSError as problem:
         needed = sum(array.nbytes for array in buffers.values())
         free = shutil.disk_usage(output_dir).free if output_dir.is_dir() else 0
@@ -94,6 +102,12 @@ def save_checkpoint(
             str(path),
         ) from problem
     return path
+
+
+def signed(manifest: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a manifest with the SHA-256 of its own content, so that damage to it is noticed."""
+    content = {key: value for key, value in manifest.items() if key != "sha256"}
+    return {**content, "sha256": hashlib.sha256(to_json(content).encode()).hexdigest()}
 
 
 def _write_text(path: Path, text: str) -> None:
@@ -154,6 +168,8 @@ def read_manifest(path: Path) -> dict[str, Any]:
     where = path / MANIFEST_FILE
     try:
         manifest = read_json_object(where)
+        if manifest != signed(manifest):
+            raise CheckpointError(f"{where} is damaged: it does not match its own SHA-256")
         files = manifest["files"]
         well_formed = set(files) == {STATE_FILE, CONFIG_FILE} and isinstance(manifest["step"], int)
         if manifest["format_version"] != FORMAT_VERSION or not well_formed:

@@ -22,19 +22,20 @@ from boot.checkpoint import (
     Identity,
     layout_of,
     load_checkpoint,
+    machine,
     prune_checkpoints,
     resolve_resume,
     save_checkpoint,
 )
 from boot.config import DistillConfig
-from boot.errors import TrainingDiverged, check_int, check_output_folder, shown, type_name
+from boot.errors import TrainingDiverged, check_int, shown, type_name
 from boot.evaluation import evaluate_student
 from boot.fit import run
 from boot.inputs import drawn_labels
 from boot.interrupts import InterruptGuard
-from boot.network import Images
+from boot.network import Images, Network
 from boot.noise import Stream, choice, normal, uniform
-from boot.resolve import clip_for, resolve_config
+from boot.resolve import clip_for, open_output, resolve_config
 from boot.schedule import Float64
 from boot.signal_ode import diffuse, step
 from boot.student import Student, StudentInfo
@@ -94,20 +95,30 @@ class Distiller:
         self.teacher = teacher
         self.config = resolve_config(config, teacher)
         self.state = TrainState()
-        self.output_dir = _open_output(self.config)
+        self.output_dir = open_output(self.config)
         if self.config.num_threads is not None:
             _core.set_num_threads(self.config.num_threads)
-        self._schedule = teacher.schedule
-        self._guidance = teacher.guidance(
-            self.config.guidance_scale or 0.0, self.config.null_class_label
-        )
-        self._clip = clip_for(config, teacher)
-        self._labels = drawn_labels(teacher.model, self._guidance)
+        self._settle()
         self._busy = threading.Lock()
         self._make_networks()
         checkpoint = resolve_resume(self.config.resume_from_checkpoint, self.output_dir)
         if checkpoint is not None:
             self._resume(checkpoint)
+
+    def _settle(self) -> None:
+        """Work out what follows from the config and stays the same for the whole run."""
+        config, teacher = self.config, self.teacher
+        self._schedule = teacher.schedule
+        self._guidance = teacher.guidance(config.guidance_scale or 0.0, config.null_class_label)
+        self._clip = clip_for(config, teacher)
+        self._labels = drawn_labels(teacher.model, self._guidance)
+        self._t_max, self._t_min = float(config.t_max or 1.0), config.t_min
+        # A network with a table of time embeddings knows whole timesteps only.
+        self._whole_steps = teacher.model.config.time_embedding_type == "learned"
+        self._delta = self._schedule.snap(config.delta) if self._whole_steps else config.delta
+        with_boundary = config.boundary_weight > 0 and config.boundary_fraction > 0
+        rows = max(1, round(config.train_batch_size * config.boundary_fraction))
+        self._boundary_rows = rows if with_boundary else 0
 
     def _make_networks(self) -> None:
         """Create the student in training, its weight average, and the optimiser's moments.
@@ -179,8 +190,8 @@ class Distiller:
         share = 1.0 - uniform(seed, Stream.TRAIN_TIME, number, 0, size)  # (0, 1]
         t = self._t_min + share * (self._t_max - self._t_min)
         grid = self._schedule.num_train_timesteps
-        if self.teacher.model.config.time_embedding_type == "learned":
-            t = np.ceil(t * grid) / grid  # such a network knows whole timesteps only
+        if self._whole_steps:
+            t = np.ceil(t * grid) / grid
         return Draw(eps, labels, np.clip(t, self._t_min + 1.0 / grid, self._t_max))
 
     def _update(self, losses: Losses, learning_rate: float) -> float:
@@ -299,8 +310,8 @@ class Distiller:
         return StudentInfo(
             t_max=self._t_max,
             t_min=self._t_min,
-            clip_sample=bool(config.clip_sample),
-            clip_sample_range=config.clip_sample_range or 1.0,
+            clip_sample=self._clip.active,
+            clip_sample_range=self._clip.largest,
             guidance_scale=1.0 if config.guidance_scale is None else config.guidance_scale,
             null_class_label=config.null_class_label,
             teacher={"name": self.teacher.name, "sha256": self.teacher.fingerprint},
@@ -323,8 +334,13 @@ class Distiller:
         """
         if self.output_dir is None:
             raise ValueError("output_dir must be set to save checkpoints")
+        state = {
+            "counters": vars(self.state),
+            "kernels": {name: net.kernels for name, net in self._networks().items()},
+            "machine": machine(),
+        }
         path = save_checkpoint(
-            self.output_dir, self.state.step, self._buffers(), self._identity(), vars(self.state)
+            self.output_dir, self.state.step, self._buffers(), self._identity(), state
         )
         prune_checkpoints(self.output_dir, self.config.checkpoints_total_limit)
         return path
@@ -340,50 +356,27 @@ class Distiller:
         return Identity(self.teacher.fingerprint, layout, self.config.to_dict())
 
     def _resume(self, checkpoint: Path) -> None:
-        manifest = load_checkpoint(checkpoint, self._buffers(), self._identity())
-        self.state = TrainState(**manifest["state"])
-        self._training.model.weights_changed()
-        self._average.model.weights_changed()
+        state = load_checkpoint(checkpoint, self._buffers(), self._identity())["state"]
+        self.state = TrainState(**state["counters"])
+        same_machine = state["machine"] == machine()
+        for name, network in self._networks().items():
+            network.weights_changed()
+            if same_machine:
+                network.pin_kernels(state["kernels"][name])
         _log.info("continuing from %s", checkpoint)
+        if not same_machine:
+            _log.warning(
+                "the checkpoint was written on another kind of machine (%s): the run continues, "
+                "but rounding differs in the last bits",
+                state["machine"],
+            )
 
-    # ------------------------------------------------------------------------ resolved settings
-
-    @property
-    def _t_max(self) -> float:
-        assert self.config.t_max is not None  # resolved
-        return self.config.t_max
-
-    @property
-    def _t_min(self) -> float:
-        return self.config.t_min
-
-    @property
-    def _delta(self) -> float:
-        """The step of the Signal-ODE, on the grid if the teacher knows whole timesteps only."""
-        if self.teacher.model.config.time_embedding_type == "learned":
-            return self._schedule.snap(self.config.delta)
-        return self.config.delta
-
-    @property
-    def _boundary_rows(self) -> int:
-        """Rows of the batch that the boundary term uses; at least one if it is on."""
-        config = self.config
-        if config.boundary_weight == 0 or config.boundary_fraction == 0:
-            return 0
-        return max(1, round(config.train_batch_size * config.boundary_fraction))
-
-
-def _open_output(config: DistillConfig) -> Path | None:
-    """Make or check the output folder: new or empty, unless the run continues another."""
-    if config.output_dir is None:
-        return None
-    fresh = config.resume_from_checkpoint is None
-    try:
-        return check_output_folder("output_dir", config.output_dir, must_be_empty=fresh)
-    except FileExistsError as problem:
-        raise FileExistsError(
-            f"{problem}; resume_from_checkpoint='latest' continues the run in it"
-        ) from None
+    def _networks(self) -> dict[str, Network]:
+        return {
+            "teacher": self.teacher.model,
+            "training": self._training.model,
+            "average": self._average.model,
+        }
 
 
 def _join(a: Any, b: Any) -> Any:

@@ -69,6 +69,16 @@ class Clip:
     ratio: float = 0.995
     highest: float = 1.0
 
+    @property
+    def active(self) -> bool:
+        """Whether signals are bounded at all."""
+        return self.thresholding or self.limit > 0
+
+    @property
+    def largest(self) -> float:
+        """The bound of a clipped signal; 1 if there is none."""
+        return 1.0 if self.thresholding or self.limit == 0 else self.limit
+
     def signal(
         self,
         prediction_type: str,

@@ -114,6 +114,15 @@ class Network:
             result[name] = source
         return result
 
+    @property
+    def kernels(self) -> dict[str, str]:
+        """The kernel chosen by timing for each layer shape and direction so far."""
+        return {key: kernel for key, kernel, _ in self.core.kernels}
+
+    def pin_kernels(self, kernels: Mapping[str, str]) -> None:
+        """Use these kernels instead of timing: the same ones give the same bits again."""
+        self.core.pin_kernels(dict(kernels))
+
     # ---------------------------------------------------------------------------------- running
 
     def __call__(

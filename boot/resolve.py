@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+from pathlib import Path
 
 from boot.config import AUTO_GUIDANCE_SCALE, DistillConfig, auto_learning_rate
-from boot.errors import ConfigError, UnsupportedModel
+from boot.errors import ConfigError, UnsupportedModel, check_output_folder
 from boot.guidance import Clip
 from boot.inputs import drawn_labels
 from boot.teacher import Teacher
@@ -16,6 +17,8 @@ _log = logging.getLogger("boot")
 
 def resolve_config(config: DistillConfig, teacher: Teacher) -> DistillConfig:
     """Return the config with every setting that depends on the teacher filled in.
+
+    The clip is not: None goes on meaning what the teacher's scheduler says, see `clip_for`.
 
     Raises ConfigError for settings that do not fit the teacher, ValueError for a guidance scale or
     null label it cannot have, UnsupportedModel for a teacher that cannot be distilled.
@@ -31,7 +34,6 @@ def resolve_config(config: DistillConfig, teacher: Teacher) -> DistillConfig:
     if labels is not None and len(labels) == 0:
         raise ConfigError("guidance_scale must be 1: the teacher has no class but the null label")
     t_max, t_min = _times(config, teacher)
-    clip = clip_for(config, teacher)
     rate = config.learning_rate
     resolved = config.replace(
         guidance_scale=guidance.scale,
@@ -39,11 +41,22 @@ def resolve_config(config: DistillConfig, teacher: Teacher) -> DistillConfig:
         t_max=t_max,
         t_min=t_min,
         learning_rate=auto_learning_rate(teacher.model.num_parameters) if rate is None else rate,
-        clip_sample=clip.limit > 0,
-        clip_sample_range=clip.limit or teacher.scheduler.clip_sample_range,
     )
     _report(resolved, teacher)
     return resolved
+
+
+def open_output(config: DistillConfig) -> Path | None:
+    """Make or check the output folder: new or empty, unless the run continues another."""
+    if config.output_dir is None:
+        return None
+    fresh = config.resume_from_checkpoint is None
+    try:
+        return check_output_folder("output_dir", config.output_dir, must_be_empty=fresh)
+    except FileExistsError as problem:
+        raise FileExistsError(
+            f"{problem}; resume_from_checkpoint='latest' continues the run in it"
+        ) from None
 
 
 def _times(config: DistillConfig, teacher: Teacher) -> tuple[float, float]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -67,14 +67,14 @@ def from_arrays(arrays: Any) -> Example:
         weights=unpack(arrays["weights"], list(shapes)),
         sample=arrays["sample"],
         timesteps=arrays["timesteps"],
-        labels=arrays["labels"] if "labels" in arrays else None,
+        labels=arrays.get("labels"),
         output=arrays["output"],
         doutput=arrays["doutput"],
         grads=unpack(arrays["grads"], [str(name) for name in arrays["grad_names"]]),
     )
 
 
-@lru_cache(maxsize=None)
+@cache
 def load(name: str) -> Example:
     """One golden file."""
     with np.load(FOLDER / f"unet_{name}.npz") as arrays:
@@ -125,7 +125,9 @@ def assert_gradients_agree(found: dict[str, Array], expected: dict[str, Array]) 
     error: 1e-3 of the typical size over all tensors is the least that an error is compared with.
     """
     count = sum(g.size for g in expected.values())
-    typical = np.sqrt(sum(float(np.sum(g.astype(np.float64) ** 2)) for g in expected.values()) / count)
+    typical = np.sqrt(
+        sum(float(np.sum(g.astype(np.float64) ** 2)) for g in expected.values()) / count
+    )
     errors = {}
     for name, g in expected.items():
         scale = max(float(np.linalg.norm(g)), 1e-3 * typical * np.sqrt(g.size))

@@ -123,7 +123,9 @@ def close(found: Array, expected: Array, tolerance: float = 3e-7) -> None:
 def signal(kind: str, output: Array, x: Array) -> Array:
     a, s = column(ALPHA), column(SIGMA)
     output, x = output.astype(np.float64), x.astype(np.float64)
-    return {"epsilon": (x - s * output) / a, "v_prediction": a * x - s * output, "sample": output}[kind]
+    return {"epsilon": (x - s * output) / a, "v_prediction": a * x - s * output, "sample": output}[
+        kind
+    ]
 
 
 @pytest.mark.parametrize("clip", [0.0, 1.0, 0.3])

@@ -34,7 +34,9 @@ pytestmark = pytest.mark.skipif(not CSRC.is_dir(), reason="needs the source tree
 
 C_FILES = sorted(f for f in CSRC.glob("*/*") if f.suffix in {".c", ".h", ".inc", ".def"})
 PYTHON_FILES = sorted(
-    f for folder in ("boot", "tests", "benchmarks", "examples") for f in (ROOT / folder).rglob("*.py")
+    f
+    for folder in ("boot", "tests", "benchmarks", "examples")
+    for f in (ROOT / folder).rglob("*.py")
 )
 
 
@@ -90,11 +92,15 @@ def test_only_base_and_calling_ops_know_onednn(path):
 @pytest.mark.parametrize("path", C_FILES, ids=name_of)
 def test_the_core_never_prints_or_exits(path):
     code = without_comments(path.read_text())
-    forbidden = r"\b(printf|fprintf|vprintf|vfprintf|puts|putchar|fputs|perror|exit|_exit|abort)\s*\("
+    forbidden = (
+        r"\b(printf|fprintf|vprintf|vfprintf|puts|putchar|fputs|perror|exit|_exit|abort)\s*\("
+    )
     assert not re.findall(forbidden, code)
     assert not re.findall(r"\b(setjmp|longjmp|signal|raise)\s*\(", code)
     if path.name != "memory.c":
-        assert not re.findall(r"\b(malloc|calloc|realloc|free|alloca)\s*\(", code), "use base/memory.h"
+        assert not re.findall(r"\b(malloc|calloc|realloc|free|alloca)\s*\(", code), (
+            "use base/memory.h"
+        )
 
 
 @pytest.mark.parametrize(

@@ -146,8 +146,6 @@ def test_adamw_matches_pytorch(max_grad_norm, tmp_path):
     weights = theirs["start"].copy()
     m, v = np.zeros_like(weights), np.zeros_like(weights)
     for step, grads in enumerate(theirs["grads"], start=1):
-        norm = _core.adamw_step(
-            weights, grads, m, v, None, step=step, ema_decay=0.0, **settings
-        )
+        norm = _core.adamw_step(weights, grads, m, v, None, step=step, ema_decay=0.0, **settings)
         assert norm == pytest.approx(theirs["norms"][step - 1], rel=1e-5)
     np.testing.assert_allclose(weights, theirs["weights"], atol=2e-6)

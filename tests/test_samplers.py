@@ -1,4 +1,4 @@
-"""The teacher's samplers and guidance: exact solutions, diffusers' formulas, equal noise for all."""
+"""The teacher's samplers and guidance: exact solutions, diffusers' formulas, equal noise."""
 
 from __future__ import annotations
 

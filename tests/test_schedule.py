@@ -234,7 +234,9 @@ def test_uniform_is_philox_at_the_counter_of_each_sample(seed):
 
 def test_samples_do_not_depend_on_the_batch_split():
     whole = normal(5, Stream.SAMPLE_NOISE, 0, 0, (10, 1, 4, 4))
-    parts = [normal(5, Stream.SAMPLE_NOISE, 0, i, (k, 1, 4, 4)) for i, k in ((0, 3), (3, 1), (4, 6))]
+    parts = [
+        normal(5, Stream.SAMPLE_NOISE, 0, i, (k, 1, 4, 4)) for i, k in ((0, 3), (3, 1), (4, 6))
+    ]
     np.testing.assert_array_equal(whole, np.concatenate(parts))
     assert whole.dtype == np.float32
 

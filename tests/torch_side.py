@@ -4,7 +4,6 @@
     python tests/torch_side.py folder FOLDER OUT.npz           a saved model
     python tests/torch_side.py schedules CONFIGS.json OUT.npz  alphas_cumprod of schedulers
     python tests/torch_side.py adamw SETTINGS.json OUT.npz     steps of AdamW with clipping
-    python tests/torch_side.py pipeline FOLDER OUT.npz         one DDIM step on the noise in OUT.npz
 
 Two OpenMP runtimes in one process would disturb each other, so `boot` is never imported here.
 """
@@ -18,11 +17,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from diffusers import DDIMPipeline, DDPMScheduler, UNet2DModel
+from diffusers import DDPMScheduler, UNet2DModel
 from numpy.typing import NDArray
 
 sys.path.insert(0, str(Path(__file__).parent / "golden"))
-from make_unet import evaluate, random_weights  # noqa: E402
+from make_unet import evaluate, random_weights
 
 Arrays = dict[str, NDArray[Any]]
 COUNT = 3
@@ -115,36 +114,6 @@ def run_adamw(source: str, target: str) -> Arrays:
         "grads": grads,
         "norms": np.array(norms),
         "weights": weights.detach().numpy(),
-    }
-
-
-def run_pipeline(source: str, target: str) -> Arrays:
-    """One step of DDIMPipeline on given noise: what a user of diffusers gets from a student."""
-    with np.load(target) as given:
-        noise = torch.tensor(given["noise"])
-    pipeline = DDIMPipeline.from_pretrained(source)
-    pipeline.set_progress_bar_config(disable=True)
-    step = pipeline.scheduler
-    step.set_timesteps(1)
-    with torch.no_grad():
-        output = pipeline.unet(noise, step.timesteps[0]).sample
-    images = step.step(output, step.timesteps[0], noise, eta=0.0).prev_sample
-    # The pipeline itself, which draws its own noise: it must draw ours.
-    torch.manual_seed(0)
-    drawn = torch.randn(noise.shape)
-    own = pipeline(len(noise), generator=torch.manual_seed(0), num_inference_steps=1)
-    with torch.no_grad():
-        again = step.step(pipeline.unet(drawn, step.timesteps[0]).sample, step.timesteps[0], drawn)
-    return {
-        "images": images.numpy(),
-        "timestep": step.timesteps.numpy(),
-        "pipeline_error": np.array(
-            np.abs(
-                np.stack([np.atleast_3d(np.asarray(image)) for image in own.images]) / 127.5
-                - 1.0
-                - again.prev_sample.clamp(-1, 1).permute(0, 2, 3, 1).numpy()
-            ).max()
-        ),
     }
 
 

@@ -3,11 +3,14 @@
 
 boot_status boot_dnnl_check(dnnl_status_t status, const char *what) {
     switch (status) {
-        case dnnl_success: return BOOT_OK;
-        case dnnl_out_of_memory: return boot_fail(BOOT_ERR_MEMORY, "%s: oneDNN is out of memory", what);
-        case dnnl_unimplemented:
-            return boot_fail(BOOT_ERR_UNSUPPORTED, "%s: oneDNN has no kernel for this shape", what);
-        default: return boot_fail(BOOT_ERR_BACKEND, "%s: oneDNN status %d", what, (int)status);
+    case dnnl_success:
+        return BOOT_OK;
+    case dnnl_out_of_memory:
+        return boot_fail(BOOT_ERR_MEMORY, "%s: oneDNN is out of memory", what);
+    case dnnl_unimplemented:
+        return boot_fail(BOOT_ERR_UNSUPPORTED, "%s: oneDNN has no kernel for this shape", what);
+    default:
+        return boot_fail(BOOT_ERR_BACKEND, "%s: oneDNN status %d", what, (int)status);
     }
 }
 

@@ -14,7 +14,8 @@ typedef struct {
 boot_status boot_dnnl_open(boot_dnnl *dnnl);
 void boot_dnnl_close(boot_dnnl *dnnl); /* accepts a half-open one */
 
-/* BOOT_OK for dnnl_success; out of memory, unimplemented and the rest as our codes, naming `what`. */
+/* BOOT_OK for dnnl_success; out of memory, unimplemented and the rest as our codes, naming `what`.
+ */
 boot_status boot_dnnl_check(dnnl_status_t status, const char *what);
 
 #define BOOT_DNNL_TRY(expr, what) BOOT_TRY(boot_dnnl_check((expr), (what)))

@@ -1,4 +1,5 @@
-/* gemm.c: matrix product on broadcast-A, vector-B register tiles, for AVX-512, AVX2 and plain SSE2. */
+/* gemm.c: matrix product on broadcast-A, vector-B register tiles, for AVX-512, AVX2 and plain SSE2.
+ */
 #include "base/gemm.h"
 
 #include <omp.h>
@@ -41,16 +42,23 @@ enum { KC = 256, MAX_NR = 32, MC = 96 };
 
 boot_panel_fn boot_gemm_panel(int *nr) {
     switch (boot_isa()) {
-        case BOOT_ISA_AVX512: *nr = avx512_NR; return avx512_panel;
-        case BOOT_ISA_AVX2: *nr = avx2_NR; return avx2_panel;
-        default: *nr = sse_NR; return sse_panel;
+    case BOOT_ISA_AVX512:
+        *nr = avx512_NR;
+        return avx512_panel;
+    case BOOT_ISA_AVX2:
+        *nr = avx2_NR;
+        return avx2_panel;
+    default:
+        *nr = sse_NR;
+        return sse_panel;
     }
 }
 
-/* The last, partial panel: B and C go through zero-padded copies so that the kernel needs no masks. */
-static void edge_panel(boot_panel_fn panel, int nr, int64_t M, int64_t cols, int64_t K, const float *a,
-                       int64_t rsa, int64_t csa, const float *b, int64_t ldb, float *c, int64_t ldc,
-                       bool accumulate) {
+/* The last, partial panel: B and C go through zero-padded copies so that the kernel needs no masks.
+ */
+static void edge_panel(boot_panel_fn panel, int nr, int64_t M, int64_t cols, int64_t K,
+                       const float *a, int64_t rsa, int64_t csa, const float *b, int64_t ldb,
+                       float *c, int64_t ldc, bool accumulate) {
     float bpad[KC * MAX_NR] __attribute__((aligned(64)));
     float cpad[MC * MAX_NR] __attribute__((aligned(64)));
     for (int64_t k = 0; k < K; k++) {
@@ -110,7 +118,8 @@ void boot_gemm_parallel(int64_t M, int64_t N, int64_t K, const float *a, int64_t
         }
 }
 
-void boot_transpose(int64_t rows, int64_t cols, const float *src, int64_t lds, float *dst, int64_t ldd) {
+void boot_transpose(int64_t rows, int64_t cols, const float *src, int64_t lds, float *dst,
+                    int64_t ldd) {
     enum { B = 16 };
     for (int64_t i = 0; i < rows; i += B)
         for (int64_t j = 0; j < cols; j += B)

@@ -34,8 +34,11 @@ boot_isa_level boot_isa(void) {
 
 const char *boot_isa_name(boot_isa_level level) {
     switch (level) {
-        case BOOT_ISA_AVX512: return "avx512";
-        case BOOT_ISA_AVX2: return "avx2";
-        default: return "base";
+    case BOOT_ISA_AVX512:
+        return "avx512";
+    case BOOT_ISA_AVX2:
+        return "avx2";
+    default:
+        return "base";
     }
 }

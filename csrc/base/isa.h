@@ -11,8 +11,9 @@ const char *boot_isa_name(boot_isa_level level);
 
 #if defined(__x86_64__)
 #define BOOT_TARGET_AVX2 __attribute__((target("avx2,fma,bmi2")))
-#define BOOT_TARGET_AVX512                                                                   \
-    __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,bmi2,prefer-vector-width=512")))
+#define BOOT_TARGET_AVX512                                                                         \
+    __attribute__((                                                                                \
+        target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,bmi2,prefer-vector-width=512")))
 #else
 #define BOOT_TARGET_AVX2
 #define BOOT_TARGET_AVX512
@@ -20,18 +21,25 @@ const char *boot_isa_name(boot_isa_level level);
 
 #define BOOT_INLINE static inline __attribute__((always_inline))
 
-/* From an always-inline `name_body PARAMS`, make `name PARAMS`: the same C compiled for every level,
-   chosen at run time. Bodies hold plain loops that the compiler vectorises; no OpenMP inside. */
-#define BOOT_MULTI_ISA(name, PARAMS, ARGS)                               \
-    static void name##_base PARAMS { name##_body ARGS; }                 \
-    BOOT_TARGET_AVX2 static void name##_avx2 PARAMS { name##_body ARGS; } \
-    BOOT_TARGET_AVX512 static void name##_avx512 PARAMS { name##_body ARGS; } \
-    static void name PARAMS {                                            \
-        switch (boot_isa()) {                                            \
-            case BOOT_ISA_AVX512: name##_avx512 ARGS; return;            \
-            case BOOT_ISA_AVX2: name##_avx2 ARGS; return;                \
-            default: name##_base ARGS; return;                           \
-        }                                                                \
+/* From an always-inline `name_body PARAMS`, make `name PARAMS`: the same C compiled for every
+   level, chosen at run time. Bodies hold plain loops that the compiler vectorises; no OpenMP
+   inside. */
+#define BOOT_MULTI_ISA(name, PARAMS, ARGS)                                                         \
+    static void name##_base PARAMS { name##_body ARGS; }                                           \
+    BOOT_TARGET_AVX2 static void name##_avx2 PARAMS { name##_body ARGS; }                          \
+    BOOT_TARGET_AVX512 static void name##_avx512 PARAMS { name##_body ARGS; }                      \
+    static void name PARAMS {                                                                      \
+        switch (boot_isa()) {                                                                      \
+        case BOOT_ISA_AVX512:                                                                      \
+            name##_avx512 ARGS;                                                                    \
+            return;                                                                                \
+        case BOOT_ISA_AVX2:                                                                        \
+            name##_avx2 ARGS;                                                                      \
+            return;                                                                                \
+        default:                                                                                   \
+            name##_base ARGS;                                                                      \
+            return;                                                                                \
+        }                                                                                          \
     }
 
 #endif

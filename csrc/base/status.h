@@ -20,10 +20,10 @@ boot_status boot_fail(boot_status status, const char *format, ...)
 const char *boot_message(void);
 
 /* Forward a failure to the caller. For functions that own nothing at that point. */
-#define BOOT_TRY(expr)                                  \
-    do {                                                \
-        boot_status boot_try_status_ = (expr);          \
-        if (boot_try_status_) return boot_try_status_;  \
+#define BOOT_TRY(expr)                                                                             \
+    do {                                                                                           \
+        boot_status boot_try_status_ = (expr);                                                     \
+        if (boot_try_status_) return boot_try_status_;                                             \
     } while (0)
 
 #endif

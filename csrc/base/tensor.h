@@ -4,9 +4,10 @@
 
 #include <stdint.h>
 
-/* Activations are (n, h, w, c), channels innermost, `ld` floats from one pixel to the next (ld >= c, so a
-   tensor may be a channel slice of a wider one). Weights use the same four numbers for their own four
-   dimensions, e.g. (out, in, k, k) for a convolution, dense, with unused trailing ones. */
+/* Activations are (n, h, w, c), channels innermost, `ld` floats from one pixel to the next (ld >=
+   c, so a tensor may be a channel slice of a wider one). Weights use the same four numbers for
+   their own four dimensions, e.g. (out, in, k, k) for a convolution, dense, with unused trailing
+   ones. */
 typedef struct {
     int64_t n, h, w, c, ld;
     float *data;

@@ -1,4 +1,5 @@
-/* vmath.h: exp, sigmoid and activation functions as branch-free float code that compilers vectorise. */
+/* vmath.h: exp, sigmoid and activation functions as branch-free float code that compilers
+ * vectorise. */
 #ifndef BOOT_VMATH_H
 #define BOOT_VMATH_H
 
@@ -8,10 +9,17 @@
 
 #include "base/isa.h"
 
-typedef enum { BOOT_ACT_NONE = 0, BOOT_ACT_SILU, BOOT_ACT_GELU, BOOT_ACT_MISH, BOOT_ACT_RELU, BOOT_NUM_ACTS } boot_act;
+typedef enum {
+    BOOT_ACT_NONE = 0,
+    BOOT_ACT_SILU,
+    BOOT_ACT_GELU,
+    BOOT_ACT_MISH,
+    BOOT_ACT_RELU,
+    BOOT_NUM_ACTS
+} boot_act;
 
-/* e^x to 2 ulp: x = n ln 2 + r, |r| <= ln 2 / 2, degree-6 polynomial for e^r, exponent added as bits.
-   NaN stays NaN; results below 2^-126 become 0, above 2^127 are clamped to e^88. */
+/* e^x to 2 ulp: x = n ln 2 + r, |r| <= ln 2 / 2, degree-6 polynomial for e^r, exponent added as
+   bits. NaN stays NaN; results below 2^-126 become 0, above 2^127 are clamped to e^88. */
 BOOT_INLINE float boot_exp(float x) {
     const float magic = 12582912.0f; /* 1.5 * 2^23: adding it rounds to a whole number */
     float c = x < -87.3f ? -87.3f : x;
@@ -39,33 +47,39 @@ BOOT_INLINE float boot_sigmoid(float x) { return 1.0f / (1.0f + boot_exp(-x)); }
 /* Value of an activation; `act` is a constant at every inlined use. */
 BOOT_INLINE float boot_act_value(const boot_act act, float x) {
     switch (act) {
-        case BOOT_ACT_SILU: return x * boot_sigmoid(x);
-        case BOOT_ACT_GELU: return 0.5f * x * (1.0f + erff(x * 0.70710678118654752f));
-        case BOOT_ACT_MISH: { /* x tanh(softplus x) = x (u^2 + 2u) / (u^2 + 2u + 2), u = e^x */
-            const float u = boot_exp(x < 20.0f ? x : 20.0f), v = u * (u + 2.0f);
-            return x < 20.0f || x != x ? x * v / (v + 2.0f) : x;
-        }
-        case BOOT_ACT_RELU: return x < 0.0f ? 0.0f : x;
-        default: return x;
+    case BOOT_ACT_SILU:
+        return x * boot_sigmoid(x);
+    case BOOT_ACT_GELU:
+        return 0.5f * x * (1.0f + erff(x * 0.70710678118654752f));
+    case BOOT_ACT_MISH: { /* x tanh(softplus x) = x (u^2 + 2u) / (u^2 + 2u + 2), u = e^x */
+        const float u = boot_exp(x < 20.0f ? x : 20.0f), v = u * (u + 2.0f);
+        return x < 20.0f || x != x ? x * v / (v + 2.0f) : x;
+    }
+    case BOOT_ACT_RELU:
+        return x < 0.0f ? 0.0f : x;
+    default:
+        return x;
     }
 }
 
 /* Derivative at x. */
 BOOT_INLINE float boot_act_slope(const boot_act act, float x) {
     switch (act) {
-        case BOOT_ACT_SILU: {
-            const float s = boot_sigmoid(x);
-            return s * (1.0f + x * (1.0f - s));
-        }
-        case BOOT_ACT_GELU:
-            return 0.5f * (1.0f + erff(x * 0.70710678118654752f)) +
-                   x * 0.39894228040143268f * boot_exp(-0.5f * x * x);
-        case BOOT_ACT_MISH: { /* tanh(sp) + x sech^2(sp) sigmoid(x) */
-            const float u = boot_exp(x < 20.0f ? x : 20.0f), v = u * (u + 2.0f), t = v / (v + 2.0f);
-            return x < 20.0f || x != x ? t + x * (1.0f - t * t) * (u / (1.0f + u)) : 1.0f;
-        }
-        case BOOT_ACT_RELU: return x > 0.0f ? 1.0f : 0.0f;
-        default: return 1.0f;
+    case BOOT_ACT_SILU: {
+        const float s = boot_sigmoid(x);
+        return s * (1.0f + x * (1.0f - s));
+    }
+    case BOOT_ACT_GELU:
+        return 0.5f * (1.0f + erff(x * 0.70710678118654752f)) +
+               x * 0.39894228040143268f * boot_exp(-0.5f * x * x);
+    case BOOT_ACT_MISH: { /* tanh(sp) + x sech^2(sp) sigmoid(x) */
+        const float u = boot_exp(x < 20.0f ? x : 20.0f), v = u * (u + 2.0f), t = v / (v + 2.0f);
+        return x < 20.0f || x != x ? t + x * (1.0f - t * t) * (u / (1.0f + u)) : 1.0f;
+    }
+    case BOOT_ACT_RELU:
+        return x > 0.0f ? 1.0f : 0.0f;
+    default:
+        return 1.0f;
     }
 }
 

@@ -4,7 +4,9 @@
 #include <math.h>
 #include <string.h>
 
-static double lerp(double a, double b, int64_t i, int64_t n) { return n > 1 ? a + (b - a) * (double)i / (double)(n - 1) : a; }
+static double lerp(double a, double b, int64_t i, int64_t n) {
+    return n > 1 ? a + (b - a) * (double)i / (double)(n - 1) : a;
+}
 
 /* abar(u) of the cosine schedule, Nichol and Dhariwal 2021, u in [0, 1]. */
 static double cosine_abar(double u) {
@@ -21,23 +23,27 @@ static boot_status beta_at(const boot_schedule_config *s, int64_t i, int64_t N, 
         const double root = lerp(sqrt(s->beta_start), sqrt(s->beta_end), i, N);
         *beta = root * root;
     } else if (!strcmp(s->beta_schedule, "squaredcos_cap_v2")) {
-        const double ratio = cosine_abar((double)(i + 1) / (double)N) / cosine_abar((double)i / (double)N);
+        const double ratio =
+            cosine_abar((double)(i + 1) / (double)N) / cosine_abar((double)i / (double)N);
         *beta = fmin(1 - ratio, 0.999);
     } else if (!strcmp(s->beta_schedule, "sigmoid")) {
         *beta = (s->beta_end - s->beta_start) / (1 + exp(-lerp(-6, 6, i, N))) + s->beta_start;
     } else {
         return boot_fail(BOOT_ERR_VALUE,
-                         "beta_schedule is \"%s\", expected linear, scaled_linear, squaredcos_cap_v2, sigmoid or "
+                         "beta_schedule is \"%s\", expected linear, scaled_linear, "
+                         "squaredcos_cap_v2, sigmoid or "
                          "trained_betas",
                          s->beta_schedule);
     }
     if (!(*beta > 0 && *beta < 1))
-        return boot_fail(BOOT_ERR_VALUE, "beta_schedule %s: beta %g at index %lld, expected 0 < beta < 1",
+        return boot_fail(BOOT_ERR_VALUE,
+                         "beta_schedule %s: beta %g at index %lld, expected 0 < beta < 1",
                          s->beta_schedule, *beta, (long long)i);
     return BOOT_OK;
 }
 
-/* r = sqrt(abar) becomes (r - r_last) r_0 / (r_0 - r_last): the first stays, the last is exactly 0. */
+/* r = sqrt(abar) becomes (r - r_last) r_0 / (r_0 - r_last): the first stays, the last is exactly 0.
+ */
 static void rescale_zero_snr(int64_t N, double *abar) {
     const double first = sqrt(abar[0]), last = sqrt(abar[N - 1]);
     for (int64_t i = 0; i < N; i++) {
@@ -49,14 +55,16 @@ static void rescale_zero_snr(int64_t N, double *abar) {
 boot_status boot_alphas_cumprod(const boot_schedule_config *config, int64_t N, double *abar) {
     double product = 1, beta = 0;
     if (N < 1)
-        return boot_fail(BOOT_ERR_VALUE, "num_train_timesteps is %lld, expected at least 1", (long long)N);
+        return boot_fail(BOOT_ERR_VALUE, "num_train_timesteps is %lld, expected at least 1",
+                         (long long)N);
     for (int64_t i = 0; i < N; i++) {
         BOOT_TRY(beta_at(config, i, N, &beta));
         product *= 1 - beta;
         abar[i] = product;
     }
     if (config->rescale_betas_zero_snr) {
-        if (N < 2) return boot_fail(BOOT_ERR_VALUE, "rescale_betas_zero_snr needs at least 2 timesteps");
+        if (N < 2)
+            return boot_fail(BOOT_ERR_VALUE, "rescale_betas_zero_snr needs at least 2 timesteps");
         rescale_zero_snr(N, abar);
     }
     return BOOT_OK;

@@ -1,4 +1,5 @@
-/* schedule.h: noise schedules of the diffusers schedulers as tables of alphas_cumprod, in float64. */
+/* schedule.h: noise schedules of the diffusers schedulers as tables of alphas_cumprod, in float64.
+ */
 #ifndef BOOT_SCHEDULE_H
 #define BOOT_SCHEDULE_H
 
@@ -8,7 +9,8 @@
 #include "base/status.h"
 
 typedef struct {
-    const char *beta_schedule; /* linear, scaled_linear, squaredcos_cap_v2, sigmoid, or trained_betas */
+    const char
+        *beta_schedule; /* linear, scaled_linear, squaredcos_cap_v2, sigmoid, or trained_betas */
     double beta_start, beta_end;
     const double *trained_betas; /* (num_train_timesteps), for "trained_betas" only */
     bool rescale_betas_zero_snr; /* Lin et al. 2024: shift sqrt(abar) so that the last one is 0 */

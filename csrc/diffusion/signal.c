@@ -4,33 +4,36 @@
 #include <math.h>
 #include <stddef.h>
 
-#define FOR_EACH_IMAGE _Pragma("omp parallel for schedule(static) if (n * count > 65536)") \
-    for (int64_t i = 0; i < n; i++)
+#define FOR_EACH_IMAGE                                                                             \
+    _Pragma("omp parallel for schedule(static) if (n * count > 65536)") for (int64_t i = 0; i < n; \
+                                                                             i++)
 
 /* NaN goes through: it must be seen, not hidden. */
 static float clamp(float x, float limit) { return x > limit ? limit : x < -limit ? -limit : x; }
 
 /* f = a x + b output, then the clip. All three prediction types are of this form. */
-static void affine_image(int64_t count, float a, const float *x, float b, const float *output, float clip,
-                         float *f) {
+static void affine_image(int64_t count, float a, const float *x, float b, const float *output,
+                         float clip, float *f) {
     for (int64_t k = 0; k < count; k++) {
         const float v = a * x[k] + b * output[k];
         f[k] = clip > 0 ? clamp(v, clip) : v;
     }
 }
 
-boot_status boot_signal_from_output(boot_prediction prediction, int64_t n, int64_t count, const float *output,
-                                    const float *x_t, const double *alpha, const double *sigma, double clip,
-                                    float *f) {
+boot_status boot_signal_from_output(boot_prediction prediction, int64_t n, int64_t count,
+                                    const float *output, const float *x_t, const double *alpha,
+                                    const double *sigma, double clip, float *f) {
     for (int64_t i = 0; i < n; i++)
         if (prediction == BOOT_PREDICT_EPSILON && !(alpha[i] > 0))
-            return boot_fail(BOOT_ERR_VALUE,
-                             "signal: alpha is %g for image %lld, and an epsilon prediction holds no signal "
-                             "there; expected alpha > 0 (choose a smaller t_max)",
-                             alpha[i], (long long)i);
+            return boot_fail(
+                BOOT_ERR_VALUE,
+                "signal: alpha is %g for image %lld, and an epsilon prediction holds no signal "
+                "there; expected alpha > 0 (choose a smaller t_max)",
+                alpha[i], (long long)i);
     FOR_EACH_IMAGE {
         float a = 0, b = 1;
-        if (prediction == BOOT_PREDICT_EPSILON) a = (float)(1 / alpha[i]), b = (float)(-sigma[i] / alpha[i]);
+        if (prediction == BOOT_PREDICT_EPSILON)
+            a = (float)(1 / alpha[i]), b = (float)(-sigma[i] / alpha[i]);
         if (prediction == BOOT_PREDICT_V) a = (float)alpha[i], b = (float)-sigma[i];
         affine_image(count, a, x_t + i * count, b, output + i * count, (float)clip, f + i * count);
     }
@@ -39,12 +42,12 @@ boot_status boot_signal_from_output(boot_prediction prediction, int64_t n, int64
 
 void boot_diffuse(int64_t n, int64_t count, const float *y, const float *eps, const double *alpha,
                   const double *sigma, float *x_t) {
-    FOR_EACH_IMAGE affine_image(count, (float)alpha[i], y + i * count, (float)sigma[i], eps + i * count, 0,
-                                x_t + i * count);
+    FOR_EACH_IMAGE affine_image(count, (float)alpha[i], y + i * count, (float)sigma[i],
+                                eps + i * count, 0, x_t + i * count);
 }
 
-void boot_signal_step(int64_t n, int64_t count, const float *y, const float *f, const float *f2, const double *c,
-                      float *y_s) {
+void boot_signal_step(int64_t n, int64_t count, const float *y, const float *f, const float *f2,
+                      const double *c, float *y_s) {
     FOR_EACH_IMAGE {
         const float step = (float)c[i];
         for (int64_t k = i * count; k < (i + 1) * count; k++) {
@@ -54,15 +57,17 @@ void boot_signal_step(int64_t n, int64_t count, const float *y, const float *f, 
     }
 }
 
-void boot_guide(int64_t n, int64_t count, const float *f_cond, const float *f_null, const double *w, float *f) {
+void boot_guide(int64_t n, int64_t count, const float *f_cond, const float *f_null, const double *w,
+                float *f) {
     FOR_EACH_IMAGE {
         const float scale = (float)w[i];
-        for (int64_t k = i * count; k < (i + 1) * count; k++) f[k] = f_null[k] + scale * (f_cond[k] - f_null[k]);
+        for (int64_t k = i * count; k < (i + 1) * count; k++)
+            f[k] = f_null[k] + scale * (f_cond[k] - f_null[k]);
     }
 }
 
-boot_status boot_weighted_mse(int64_t n, int64_t count, const float *y, const float *target, const double *weight,
-                              double *loss, float *dy) {
+boot_status boot_weighted_mse(int64_t n, int64_t count, const float *y, const float *target,
+                              const double *weight, double *loss, float *dy) {
     double total = 0;
     for (int64_t i = 0; i < n; i++) {
         double sum = 0;

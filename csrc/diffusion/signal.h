@@ -1,6 +1,8 @@
-/* signal.h: the Signal-ODE and its pieces, element by element over images. docs/method.md numbers the equations.
+/* signal.h: the Signal-ODE and its pieces, element by element over images. docs/method.md numbers
+ * the equations.
  *
- * Every array holds `n` images of `count` floats; per-image numbers (alpha, sigma, c, w, weight) are float64. */
+ * Every array holds `n` images of `count` floats; per-image numbers (alpha, sigma, c, w, weight)
+ * are float64. */
 #ifndef BOOT_SIGNAL_H
 #define BOOT_SIGNAL_H
 
@@ -8,30 +10,36 @@
 
 #include "base/status.h"
 
-typedef enum { BOOT_PREDICT_EPSILON, BOOT_PREDICT_V, BOOT_PREDICT_SAMPLE, BOOT_NUM_PREDICTIONS } boot_prediction;
+typedef enum {
+    BOOT_PREDICT_EPSILON,
+    BOOT_PREDICT_V,
+    BOOT_PREDICT_SAMPLE,
+    BOOT_NUM_PREDICTIONS
+} boot_prediction;
 
-/* The teacher as signal predictor f(x_t, t), from what its network returns; clipped to [-clip, clip] if clip > 0.
-     epsilon: f = (x_t - sigma eps) / alpha    v: f = alpha x_t - sigma v    sample: f = output
-   BOOT_ERR_VALUE where epsilon meets alpha == 0: there is no signal to recover. */
-boot_status boot_signal_from_output(boot_prediction prediction, int64_t n, int64_t count, const float *output,
-                                    const float *x_t, const double *alpha, const double *sigma, double clip,
-                                    float *f);
+/* The teacher as signal predictor f(x_t, t), from what its network returns; clipped to [-clip,
+   clip] if clip > 0. epsilon: f = (x_t - sigma eps) / alpha    v: f = alpha x_t - sigma v sample: f
+   = output BOOT_ERR_VALUE where epsilon meets alpha == 0: there is no signal to recover. */
+boot_status boot_signal_from_output(boot_prediction prediction, int64_t n, int64_t count,
+                                    const float *output, const float *x_t, const double *alpha,
+                                    const double *sigma, double clip, float *f);
 
 /* x_t = alpha y + sigma eps */
 void boot_diffuse(int64_t n, int64_t count, const float *y, const float *eps, const double *alpha,
                   const double *sigma, float *x_t);
 
-/* Exact Signal-ODE (DDIM) step: y_s = y_t + c (f - y_t), c = 1 - (sigma_s alpha_t) / (alpha_s sigma_t).
-   f2 != NULL: Heun's step with the mean of f and f2. */
-void boot_signal_step(int64_t n, int64_t count, const float *y, const float *f, const float *f2, const double *c,
-                      float *y_s);
+/* Exact Signal-ODE (DDIM) step: y_s = y_t + c (f - y_t), c = 1 - (sigma_s alpha_t) / (alpha_s
+   sigma_t). f2 != NULL: Heun's step with the mean of f and f2. */
+void boot_signal_step(int64_t n, int64_t count, const float *y, const float *f, const float *f2,
+                      const double *c, float *y_s);
 
 /* Classifier-free guidance: f = f_null + w (f_cond - f_null). */
-void boot_guide(int64_t n, int64_t count, const float *f_cond, const float *f_null, const double *w, float *f);
+void boot_guide(int64_t n, int64_t count, const float *f_cond, const float *f_null, const double *w,
+                float *f);
 
-/* loss = sum_n weight_n mean (y - target)^2, and its gradient dy. Sums in float64, in a fixed order.
-   BOOT_ERR_NONFINITE when the loss is not finite. */
-boot_status boot_weighted_mse(int64_t n, int64_t count, const float *y, const float *target, const double *weight,
-                              double *loss, float *dy);
+/* loss = sum_n weight_n mean (y - target)^2, and its gradient dy. Sums in float64, in a fixed
+   order. BOOT_ERR_NONFINITE when the loss is not finite. */
+boot_status boot_weighted_mse(int64_t n, int64_t count, const float *y, const float *target,
+                              const double *weight, double *loss, float *dy);
 
 #endif

@@ -41,7 +41,8 @@ static boot_status grow(void **block, size_t item, int count, int *capacity, con
 
 static int add_value(boot_graph *graph, boot_value value) {
     if (graph->status) return -1;
-    graph->status = grow((void **)&graph->values, sizeof value, graph->num_values, &graph->value_capacity, "graph");
+    graph->status = grow((void **)&graph->values, sizeof value, graph->num_values,
+                         &graph->value_capacity, "graph");
     if (graph->status) return -1;
     graph->values[graph->num_values] = value;
     return graph->num_values++;
@@ -58,7 +59,8 @@ static int find_param(const boot_params *params, const char *name) {
 }
 
 static boot_status add_param(boot_params *params, const boot_param *param) {
-    BOOT_TRY(grow((void **)&params->items, sizeof *param, params->count, &params->capacity, "parameters"));
+    BOOT_TRY(grow((void **)&params->items, sizeof *param, params->count, &params->capacity,
+                  "parameters"));
     boot_param *added = &params->items[params->count++];
     *added = *param;
     added->offset = params->floats;
@@ -66,7 +68,8 @@ static boot_status add_param(boot_params *params, const boot_param *param) {
     return BOOT_OK;
 }
 
-int boot_graph_param(boot_graph *graph, bool trainable, int rank, const int64_t *dims, const char *format, ...) {
+int boot_graph_param(boot_graph *graph, bool trainable, int rank, const int64_t *dims,
+                     const char *format, ...) {
     if (graph->status) return -1;
     boot_param param = {.rank = rank, .dims = {1, 1, 1, 1}, .count = 1, .trainable = trainable};
     va_list args;
@@ -82,19 +85,24 @@ int boot_graph_param(boot_graph *graph, bool trainable, int rank, const int64_t 
         graph->status = add_param(graph->params, &param);
         index = graph->params->count - 1;
     }
-    const boot_tensor shape = boot_shape(param.dims[0], param.dims[1], param.dims[2], param.dims[3]);
-    return add_value(graph, (boot_value){BOOT_VALUE_PARAM, index, shape, trainable && graph->training});
+    const boot_tensor shape =
+        boot_shape(param.dims[0], param.dims[1], param.dims[2], param.dims[3]);
+    return add_value(graph,
+                     (boot_value){BOOT_VALUE_PARAM, index, shape, trainable && graph->training});
 }
 
 static boot_status check_capacity(boot_graph *graph) {
     int capacity = graph->node_capacity;
     BOOT_TRY(grow((void **)&graph->nodes, sizeof(boot_node), graph->num_nodes, &capacity, "graph"));
     capacity = graph->node_capacity;
-    BOOT_TRY(grow((void **)&graph->node_values, sizeof *graph->node_values, graph->num_nodes, &capacity, "graph"));
-    return grow((void **)&graph->node_out, sizeof(int), graph->num_nodes, &graph->node_capacity, "graph");
+    BOOT_TRY(grow((void **)&graph->node_values, sizeof *graph->node_values, graph->num_nodes,
+                  &capacity, "graph"));
+    return grow((void **)&graph->node_out, sizeof(int), graph->num_nodes, &graph->node_capacity,
+                "graph");
 }
 
-int boot_graph_node(boot_graph *graph, const boot_op *op, const char *name, const int *inputs, const double *attrs) {
+int boot_graph_node(boot_graph *graph, const boot_op *op, const char *name, const int *inputs,
+                    const double *attrs) {
     if (graph->status || (graph->status = check_capacity(graph))) return -1;
     boot_node *node = &graph->nodes[graph->num_nodes];
     *node = (boot_node){.op = op, .training = graph->training, .grad_alias = -1};
@@ -111,7 +119,8 @@ int boot_graph_node(boot_graph *graph, const boot_op *op, const char *name, cons
     for (int i = 0; attrs && i < BOOT_MAX_ATTRS; i++) node->attr[i] = attrs[i];
     graph->status = op->infer(node);
     if (graph->status) return -1;
-    const int out = add_value(graph, (boot_value){BOOT_VALUE_NODE, graph->num_nodes, node->out, wants_grad});
+    const int out =
+        add_value(graph, (boot_value){BOOT_VALUE_NODE, graph->num_nodes, node->out, wants_grad});
     if (out < 0) return -1;
     graph->node_out[graph->num_nodes++] = out;
     return out;

@@ -47,12 +47,14 @@ void boot_graph_init(boot_graph *graph, boot_params *params, bool training);
 void boot_graph_close(boot_graph *graph);
 void boot_params_close(boot_params *params);
 
-/* All return the id of a value, or -1 once anything has failed (see graph->status), so that builders need no
-   checks of their own. A parameter is made on first use and found by name afterwards. */
+/* All return the id of a value, or -1 once anything has failed (see graph->status), so that
+   builders need no checks of their own. A parameter is made on first use and found by name
+   afterwards. */
 int boot_graph_input(boot_graph *graph, int slot, boot_tensor shape);
-int boot_graph_param(boot_graph *graph, bool trainable, int rank, const int64_t *dims, const char *format, ...)
-    __attribute__((format(printf, 5, 6)));
-int boot_graph_node(boot_graph *graph, const boot_op *op, const char *name, const int *inputs, const double *attrs);
+int boot_graph_param(boot_graph *graph, bool trainable, int rank, const int64_t *dims,
+                     const char *format, ...) __attribute__((format(printf, 5, 6)));
+int boot_graph_node(boot_graph *graph, const boot_op *op, const char *name, const int *inputs,
+                    const double *attrs);
 
 /* The shape of value `id`; all zero after a failure. */
 boot_tensor boot_graph_shape(const boot_graph *graph, int id);

@@ -28,7 +28,8 @@ struct boot_network {
     boot_run run;
 };
 
-/* One dry build for a single image of the smallest size finds every parameter and every config error. */
+/* One dry build for a single image of the smallest size finds every parameter and every config
+ * error. */
 static boot_status find_params(boot_network *network) {
     boot_graph graph;
     const int64_t side = (int64_t)1 << (network->config.levels - 1);
@@ -45,7 +46,8 @@ boot_status boot_network_open(boot_network **network, const boot_unet2d_config *
     boot_status status = boot_dnnl_open(&(*network)->dnnl);
     if (!status) status = find_params(*network);
     if (!status)
-        status = boot_alloc((void **)&(*network)->weights, (*network)->params.floats * sizeof(float), true, "weights");
+        status = boot_alloc((void **)&(*network)->weights,
+                            (*network)->params.floats * sizeof(float), true, "weights");
     if (status) {
         boot_network_close(*network);
         *network = NULL;
@@ -74,7 +76,9 @@ void boot_network_close(boot_network *network) {
 }
 
 const boot_params *boot_network_params(const boot_network *network) { return &network->params; }
-const boot_unet2d_config *boot_network_config(const boot_network *network) { return &network->config; }
+const boot_unet2d_config *boot_network_config(const boot_network *network) {
+    return &network->config;
+}
 float *boot_network_weights(boot_network *network) { return network->weights; }
 boot_tuner *boot_network_tuner(boot_network *network) { return &network->tuner; }
 
@@ -85,7 +89,8 @@ int64_t boot_network_bytes(const boot_network *network) {
 
 boot_status boot_network_grads(boot_network *network, float **grads) {
     if (!network->grads)
-        BOOT_TRY(boot_alloc((void **)&network->grads, network->params.floats * sizeof(float), true, "gradients"));
+        BOOT_TRY(boot_alloc((void **)&network->grads, network->params.floats * sizeof(float), true,
+                            "gradients"));
     *grads = network->grads;
     return BOOT_OK;
 }
@@ -103,12 +108,12 @@ static cached_plan *place_for_plan(boot_network *network) {
     return oldest;
 }
 
-boot_status boot_network_plan(boot_network *network, int64_t n, int64_t height, int64_t width, bool training,
-                              const boot_plan **plan) {
+boot_status boot_network_plan(boot_network *network, int64_t n, int64_t height, int64_t width,
+                              bool training, const boot_plan **plan) {
     for (int i = 0; i < MAX_PLANS; i++) {
         cached_plan *p = &network->plans[i];
-        if (!p->used || p->n != n || p->height != height || p->width != width || p->training != training ||
-            p->plan.threads != omp_get_max_threads())
+        if (!p->used || p->n != n || p->height != height || p->width != width ||
+            p->training != training || p->plan.threads != omp_get_max_threads())
             continue;
         p->last_use = ++network->clock;
         *plan = &p->plan;
@@ -137,15 +142,20 @@ static boot_status reserve_arena(boot_network *network, int64_t floats) {
     return BOOT_OK;
 }
 
-boot_status boot_network_forward(boot_network *network, const boot_network_input *input, float *output) {
+boot_status boot_network_forward(boot_network *network, const boot_network_input *input,
+                                 float *output) {
     const boot_plan *plan;
     float *grads = NULL;
     network->pending = NULL;
     if (input->training) BOOT_TRY(boot_network_grads(network, &grads));
-    BOOT_TRY(boot_network_plan(network, input->n, input->height, input->width, input->training, &plan));
+    BOOT_TRY(
+        boot_network_plan(network, input->n, input->height, input->width, input->training, &plan));
     BOOT_TRY(reserve_arena(network, plan->arena_floats + plan->scratch_floats));
-    network->run = (boot_run){.inputs = {input->sample, input->timesteps, input->labels, input->targets},
-                              .weights = network->weights, .grads = grads, .arena = network->arena};
+    network->run =
+        (boot_run){.inputs = {input->sample, input->timesteps, input->labels, input->targets},
+                   .weights = network->weights,
+                   .grads = grads,
+                   .arena = network->arena};
     BOOT_TRY(boot_plan_forward(plan, &network->run));
     const boot_tensor *shape = &plan->graph.values[plan->output].shape;
     memcpy(output, boot_plan_output(plan, &network->run), boot_count(shape) * sizeof(float));
@@ -156,8 +166,10 @@ boot_status boot_network_forward(boot_network *network, const boot_network_input
 boot_status boot_network_backward(boot_network *network, const float *doutput) {
     const boot_plan *plan = network->pending;
     if (!plan)
-        return boot_fail(BOOT_ERR_STATE, "backward: no training forward came before it (each backward needs its own, "
-                                         "with no other forward in between)");
+        return boot_fail(
+            BOOT_ERR_STATE,
+            "backward: no training forward came before it (each backward needs its own, "
+            "with no other forward in between)");
     network->pending = NULL;
     const boot_tensor *shape = &plan->graph.values[plan->output].shape;
     memcpy(boot_plan_output_grad(plan, &network->run), doutput, boot_count(shape) * sizeof(float));
@@ -165,32 +177,38 @@ boot_status boot_network_backward(boot_network *network, const float *doutput) {
 }
 
 /* Inputs for timing: ones everywhere are valid images, times and labels alike. */
-static boot_status profile_runs(boot_network *network, const boot_plan *plan, float *ones, int repeats,
-                                double *step_seconds) {
+static boot_status profile_runs(boot_network *network, const boot_plan *plan, float *ones,
+                                int repeats, double *step_seconds) {
     float *grads = NULL;
     if (plan->graph.training) BOOT_TRY(boot_network_grads(network, &grads));
     BOOT_TRY(reserve_arena(network, plan->arena_floats + plan->scratch_floats));
     for (int r = 0; r <= repeats; r++) {
-        network->run = (boot_run){.inputs = {ones, ones, ones, ones}, .weights = network->weights, .grads = grads,
-                                  .arena = network->arena, .step_seconds = r ? step_seconds : NULL};
+        network->run = (boot_run){.inputs = {ones, ones, ones, ones},
+                                  .weights = network->weights,
+                                  .grads = grads,
+                                  .arena = network->arena,
+                                  .step_seconds = r ? step_seconds : NULL};
         BOOT_TRY(boot_plan_forward(plan, &network->run));
         if (!plan->graph.training) continue;
         const int64_t count = boot_count(&plan->graph.values[plan->output].shape);
-        memcpy(boot_plan_output_grad(plan, &network->run), boot_plan_output(plan, &network->run), count * sizeof(float));
+        memcpy(boot_plan_output_grad(plan, &network->run), boot_plan_output(plan, &network->run),
+               count * sizeof(float));
         BOOT_TRY(boot_plan_backward(plan, &network->run));
     }
     return BOOT_OK;
 }
 
-boot_status boot_network_profile(boot_network *network, int64_t n, int64_t height, int64_t width, bool training,
-                                 int repeats, const boot_plan **plan, double *step_seconds, int capacity) {
+boot_status boot_network_profile(boot_network *network, int64_t n, int64_t height, int64_t width,
+                                 bool training, int repeats, const boot_plan **plan,
+                                 double *step_seconds, int capacity) {
     const int64_t T = network->config.time_embedding_dim, C = network->config.in_channels;
     const int64_t count = n * (C * height * width > T ? C * height * width : T);
     float *ones;
     network->pending = NULL;
     BOOT_TRY(boot_network_plan(network, n, height, width, training, plan));
     if ((*plan)->num_steps > capacity)
-        return boot_fail(BOOT_ERR_STATE, "profile: %d steps, room for %d", (*plan)->num_steps, capacity);
+        return boot_fail(BOOT_ERR_STATE, "profile: %d steps, room for %d", (*plan)->num_steps,
+                         capacity);
     BOOT_TRY(boot_alloc((void **)&ones, count * sizeof(float), false, "profile"));
     for (int64_t i = 0; i < count; i++) ones[i] = 1;
     const boot_status status = profile_runs(network, *plan, ones, repeats, step_seconds);

@@ -14,29 +14,33 @@ void boot_network_close(boot_network *network);
 const boot_params *boot_network_params(const boot_network *network);
 const boot_unet2d_config *boot_network_config(const boot_network *network);
 float *boot_network_weights(boot_network *network); /* flat buffer, params->floats long */
-boot_status boot_network_grads(boot_network *network, float **grads); /* same layout, allocated on first use */
+boot_status boot_network_grads(boot_network *network,
+                               float **grads); /* same layout, allocated on first use */
 
-/* sample: (n, in, h, w); timesteps: (n); labels: (n) whole numbers or (n, T), NULL without class embedding;
-   targets: (n), NULL without target embedding; output: (n, out, h, w). training: keep what backward needs. */
+/* sample: (n, in, h, w); timesteps: (n); labels: (n) whole numbers or (n, T), NULL without class
+   embedding; targets: (n), NULL without target embedding; output: (n, out, h, w). training: keep
+   what backward needs. */
 typedef struct {
     int64_t n, height, width;
     const float *sample, *timesteps, *labels, *targets;
     bool training;
 } boot_network_input;
 
-boot_status boot_network_forward(boot_network *network, const boot_network_input *input, float *output);
+boot_status boot_network_forward(boot_network *network, const boot_network_input *input,
+                                 float *output);
 
-/* Gradients of sum(output * doutput) for the last training forward, into grads (overwritten). That forward's
-   input arrays must still be there. One backward per forward. */
+/* Gradients of sum(output * doutput) for the last training forward, into grads (overwritten). That
+   forward's input arrays must still be there. One backward per forward. */
 boot_status boot_network_backward(boot_network *network, const float *doutput);
 
 /* Builds (or finds) the plan for a size, so that kernels are chosen before the first step. */
-boot_status boot_network_plan(boot_network *network, int64_t n, int64_t height, int64_t width, bool training,
-                              const boot_plan **plan);
-/* Adds the seconds of every step of that plan (plan->num_steps) over `repeats` runs on made-up input, after one
-   to warm up. */
-boot_status boot_network_profile(boot_network *network, int64_t n, int64_t height, int64_t width, bool training,
-                                 int repeats, const boot_plan **plan, double *step_seconds, int capacity);
+boot_status boot_network_plan(boot_network *network, int64_t n, int64_t height, int64_t width,
+                              bool training, const boot_plan **plan);
+/* Adds the seconds of every step of that plan (plan->num_steps) over `repeats` runs on made-up
+   input, after one to warm up. */
+boot_status boot_network_profile(boot_network *network, int64_t n, int64_t height, int64_t width,
+                                 bool training, int repeats, const boot_plan **plan,
+                                 double *step_seconds, int capacity);
 boot_tuner *boot_network_tuner(boot_network *network); /* pin before planning */
 /* Forgets all plans, so that pins take effect. */
 void boot_network_clear_plans(boot_network *network);

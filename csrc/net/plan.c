@@ -14,7 +14,8 @@ static boot_status plan_nodes(boot_plan *plan, boot_plan_context *context) {
     for (int i = 0; i < plan->graph.num_nodes; i++) {
         boot_node *node = &plan->graph.nodes[i];
         if (node->op->plan) BOOT_TRY(node->op->plan(node, context));
-        if (node->scratch_floats > plan->scratch_floats) plan->scratch_floats = node->scratch_floats;
+        if (node->scratch_floats > plan->scratch_floats)
+            plan->scratch_floats = node->scratch_floats;
     }
     return BOOT_OK;
 }
@@ -39,19 +40,23 @@ static void add_step(boot_plan *plan, boot_step_kind kind, int node) {
     plan->steps[plan->num_steps++] = (boot_step){kind, node};
 }
 
-/* Whether every node that makes or reads value `id` can do so with a pixel stride wider than its channels. */
+/* Whether every node that makes or reads value `id` can do so with a pixel stride wider than its
+ * channels. */
 static bool may_be_slice(const boot_plan *plan, int id) {
     const boot_graph *graph = &plan->graph;
     if (id < 0 || graph->values[id].kind != BOOT_VALUE_NODE || plan->inside[id] >= 0) return false;
     const boot_node *producer = &graph->nodes[graph->values[id].index];
-    if ((producer->dense & BOOT_DENSE_OUT) || (producer->op->flags & (BOOT_OP_RECOMPUTE | BOOT_OP_CONCAT))) return false;
+    if ((producer->dense & BOOT_DENSE_OUT) ||
+        (producer->op->flags & (BOOT_OP_RECOMPUTE | BOOT_OP_CONCAT)))
+        return false;
     for (int i = 0; i < graph->num_nodes; i++)
         for (int j = 0; j < BOOT_MAX_INPUTS; j++)
             if (graph->node_values[i][j] == id && (graph->nodes[i].dense >> j & 1)) return false;
     return true;
 }
 
-/* Concatenation without copies: where both inputs may be slices, their producers write straight into the output. */
+/* Concatenation without copies: where both inputs may be slices, their producers write straight
+ * into the output. */
 static void place_concats(boot_plan *plan) {
     const boot_graph *graph = &plan->graph;
     for (int i = 0; i < graph->num_nodes; i++) {
@@ -66,14 +71,17 @@ static void place_concats(boot_plan *plan) {
 /* The concatenation that is already in place needs no second computation. */
 static bool in_place(const boot_plan *plan, int node) {
     const int first = plan->graph.node_values[node][0];
-    return first >= 0 && plan->inside[first] >= 0 && plan->inside[first] == plan->graph.node_out[node];
+    return first >= 0 && plan->inside[first] >= 0 &&
+           plan->inside[first] == plan->graph.node_out[node];
 }
 
 static boot_status value_buffer(boot_plan *plan, int id) {
     const int whole = plan->inside[id] >= 0 ? plan->inside[id] : id;
     if (plan->value_buffer[whole] < 0)
-        BOOT_TRY(new_buffer(plan, boot_count(&plan->graph.values[whole].shape), &plan->value_buffer[whole]));
-    plan->value_buffer[id] = plan->value_again[id] = plan->value_again[whole] = plan->value_buffer[whole];
+        BOOT_TRY(new_buffer(plan, boot_count(&plan->graph.values[whole].shape),
+                            &plan->value_buffer[whole]));
+    plan->value_buffer[id] = plan->value_again[id] = plan->value_again[whole] =
+        plan->value_buffer[whole];
     return BOOT_OK;
 }
 
@@ -85,7 +93,8 @@ static boot_status plan_forward_steps(boot_plan *plan) {
         if (graph->nodes[i].saved_floats)
             BOOT_TRY(new_buffer(plan, graph->nodes[i].saved_floats, &plan->node_buffers[i].saved));
         for (int j = 0; j < BOOT_MAX_INPUTS; j++)
-            if (graph->node_values[i][j] >= 0) touch(plan, plan->value_buffer[graph->node_values[i][j]]);
+            if (graph->node_values[i][j] >= 0)
+                touch(plan, plan->value_buffer[graph->node_values[i][j]]);
         touch(plan, plan->value_buffer[out]);
         touch(plan, plan->node_buffers[i].saved);
         add_step(plan, BOOT_STEP_FORWARD, i);
@@ -109,7 +118,8 @@ static boot_status require(boot_plan *plan, int id) {
         if (graph->node_values[node][j] >= 0) BOOT_TRY(require(plan, graph->node_values[node][j]));
     BOOT_TRY(new_buffer(plan, boot_count(&value->shape), &plan->value_again[id]));
     for (int j = 0; j < BOOT_MAX_INPUTS; j++)
-        if (graph->node_values[node][j] >= 0) touch(plan, plan->value_again[graph->node_values[node][j]]);
+        if (graph->node_values[node][j] >= 0)
+            touch(plan, plan->value_again[graph->node_values[node][j]]);
     touch(plan, plan->value_again[id]);
     touch(plan, plan->node_buffers[node].saved);
     add_step(plan, BOOT_STEP_AGAIN, node);
@@ -117,13 +127,14 @@ static boot_status require(boot_plan *plan, int id) {
     return BOOT_OK;
 }
 
-/* Where the gradient of input j of node i goes: a buffer of its own, dout's own memory, or added to what an
-   earlier consumer left. */
+/* Where the gradient of input j of node i goes: a buffer of its own, dout's own memory, or added to
+   what an earlier consumer left. */
 static boot_status plan_din(boot_plan *plan, int i, int j) {
     const boot_graph *graph = &plan->graph;
     boot_node_buffers *use = &plan->node_buffers[i];
     const int id = graph->node_values[i][j];
-    if (id < 0 || !graph->nodes[i].wants_grad[j] || graph->values[id].kind != BOOT_VALUE_NODE) return BOOT_OK;
+    if (id < 0 || !graph->nodes[i].wants_grad[j] || graph->values[id].kind != BOOT_VALUE_NODE)
+        return BOOT_OK;
     const int64_t floats = boot_count(&graph->values[id].shape);
     use->add[j] = plan->grad_buffer[id] >= 0;
     if (!use->add[j] && graph->nodes[i].grad_alias == j)
@@ -141,7 +152,8 @@ static boot_status plan_din(boot_plan *plan, int i, int j) {
 
 static boot_status plan_backward_steps(boot_plan *plan) {
     const boot_graph *graph = &plan->graph;
-    BOOT_TRY(new_buffer(plan, boot_count(&graph->values[plan->output].shape), &plan->grad_buffer[plan->output]));
+    BOOT_TRY(new_buffer(plan, boot_count(&graph->values[plan->output].shape),
+                        &plan->grad_buffer[plan->output]));
     touch(plan, plan->grad_buffer[plan->output]);
     for (int i = graph->num_nodes - 1; i >= 0; i--) {
         const boot_node *node = &graph->nodes[i];
@@ -170,8 +182,8 @@ static int by_size(const void *a, const void *b, void *buffers) {
     return *(const int *)a - *(const int *)b;
 }
 
-/* Largest first, each at the lowest place that is free during its whole life. `order` and `placed` have room
-   for every buffer; `placed` is kept sorted by offset. */
+/* Largest first, each at the lowest place that is free during its whole life. `order` and `placed`
+   have room for every buffer; `placed` is kept sorted by offset. */
 static void place_buffers(boot_plan *plan, int *order, int *placed) {
     int num_placed = 0;
     for (int i = 0; i < plan->num_buffers; i++) order[i] = i;
@@ -187,18 +199,22 @@ static void place_buffers(boot_plan *plan, int *order, int *placed) {
             if (other->offset + other->floats > offset) offset = other->offset + other->floats;
         }
         buffer->offset = offset;
-        if (offset + buffer->floats > plan->arena_floats) plan->arena_floats = offset + buffer->floats;
+        if (offset + buffer->floats > plan->arena_floats)
+            plan->arena_floats = offset + buffer->floats;
         int k = num_placed++;
-        for (; k > 0 && plan->buffers[placed[k - 1]].offset > offset; k--) placed[k] = placed[k - 1];
+        for (; k > 0 && plan->buffers[placed[k - 1]].offset > offset; k--)
+            placed[k] = placed[k - 1];
         placed[k] = order[i];
     }
 }
 
 static boot_status allocate_tables(boot_plan *plan) {
     const int V = plan->graph.num_values, N = plan->graph.num_nodes;
-    /* Per node at most: value, saved, recomputed value, and a gradient and a temporary per input. */
+    /* Per node at most: value, saved, recomputed value, and a gradient and a temporary per input.
+     */
     plan->buffer_capacity = N * (3 + 2 * BOOT_MAX_INPUTS) + 1;
-    BOOT_TRY(boot_alloc((void **)&plan->buffers, plan->buffer_capacity * sizeof(boot_buffer), true, "plan"));
+    BOOT_TRY(boot_alloc((void **)&plan->buffers, plan->buffer_capacity * sizeof(boot_buffer), true,
+                        "plan"));
     BOOT_TRY(boot_alloc((void **)&plan->steps, (3 * N + 1) * sizeof(boot_step), true, "plan"));
     BOOT_TRY(boot_alloc((void **)&plan->value_buffer, 4 * V * sizeof(int), true, "plan"));
     BOOT_TRY(boot_alloc((void **)&plan->shift, V * sizeof(int64_t), true, "plan"));
@@ -229,7 +245,8 @@ static boot_status fill_plan(boot_plan *plan, boot_plan_context *context) {
     return BOOT_OK;
 }
 
-boot_status boot_plan_make(boot_plan *plan, boot_graph *graph, int output, boot_plan_context *context) {
+boot_status boot_plan_make(boot_plan *plan, boot_graph *graph, int output,
+                           boot_plan_context *context) {
     *plan = (boot_plan){.graph = *graph, .output = output, .threads = omp_get_max_threads()};
     *graph = (boot_graph){0};
     const boot_status status = fill_plan(plan, context);

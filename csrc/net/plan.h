@@ -1,4 +1,5 @@
-/* plan.h: a graph made ready to run: kernels chosen, lifetimes computed, every buffer given its place in one arena. */
+/* plan.h: a graph made ready to run: kernels chosen, lifetimes computed, every buffer given its
+ * place in one arena. */
 #ifndef BOOT_PLAN_H
 #define BOOT_PLAN_H
 
@@ -21,8 +22,8 @@ typedef struct {
 /* Buffers that one node's call uses, by index into plan->buffers; -1: none. */
 typedef struct {
     int saved;
-    int din[BOOT_MAX_INPUTS];      /* gradient of each activation input */
-    bool add[BOOT_MAX_INPUTS];     /* it already holds something: add */
+    int din[BOOT_MAX_INPUTS];       /* gradient of each activation input */
+    bool add[BOOT_MAX_INPUTS];      /* it already holds something: add */
     int temporary[BOOT_MAX_INPUTS]; /* where an op that cannot add writes first */
 } boot_node_buffers;
 
@@ -34,20 +35,22 @@ typedef struct {
     int num_steps, forward_steps;
     boot_buffer *buffers;
     int num_buffers, buffer_capacity;
-    int *value_buffer;       /* per value: its buffer in the forward pass, -1 = not in the arena */
-    int *value_again;        /* per value: its buffer when recomputed for backward, or value_buffer */
-    int *grad_buffer;        /* per value: its gradient's buffer, -1 = none */
-    int *inside;             /* per value: the concatenation that it is written into at once, -1 = none */
-    int64_t *shift;          /* per value: first channel inside that concatenation */
+    int *value_buffer; /* per value: its buffer in the forward pass, -1 = not in the arena */
+    int *value_again;  /* per value: its buffer when recomputed for backward, or value_buffer */
+    int *grad_buffer;  /* per value: its gradient's buffer, -1 = none */
+    int *inside;       /* per value: the concatenation that it is written into at once, -1 = none */
+    int64_t *shift;    /* per value: first channel inside that concatenation */
     boot_node_buffers *node_buffers;
     int64_t arena_floats, scratch_floats; /* scratch lies behind arena_floats */
 } boot_plan;
 
 /* Takes over `graph` (also on failure). The graph must have been built for the mode it says. */
-boot_status boot_plan_make(boot_plan *plan, boot_graph *graph, int output, boot_plan_context *context);
+boot_status boot_plan_make(boot_plan *plan, boot_graph *graph, int output,
+                           boot_plan_context *context);
 void boot_plan_close(boot_plan *plan);
 
-/* Arrays of a run. `inputs` per slot; `arena` has arena_floats + scratch_floats, 64-byte aligned. */
+/* Arrays of a run. `inputs` per slot; `arena` has arena_floats + scratch_floats, 64-byte aligned.
+ */
 typedef struct {
     const float *inputs[BOOT_NUM_SLOTS];
     float *weights, *grads; /* flat parameter buffers */

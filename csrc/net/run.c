@@ -12,9 +12,13 @@ static float *buffer_data(const boot_plan *plan, const boot_run *run, int index)
 static float *value_data(const boot_plan *plan, const boot_run *run, int id, bool backward) {
     const boot_value *value = &plan->graph.values[id];
     switch (value->kind) {
-        case BOOT_VALUE_INPUT: return (float *)run->inputs[value->index];
-        case BOOT_VALUE_PARAM: return run->weights + plan->graph.params->items[value->index].offset;
-        default: return buffer_data(plan, run, (backward ? plan->value_again : plan->value_buffer)[id]) + plan->shift[id];
+    case BOOT_VALUE_INPUT:
+        return (float *)run->inputs[value->index];
+    case BOOT_VALUE_PARAM:
+        return run->weights + plan->graph.params->items[value->index].offset;
+    default:
+        return buffer_data(plan, run, (backward ? plan->value_again : plan->value_buffer)[id]) +
+               plan->shift[id];
     }
 }
 
@@ -24,14 +28,15 @@ static int64_t value_ld(const boot_plan *plan, int id) {
     return plan->graph.values[whole].shape.ld;
 }
 
-/* The arrays that forward and backward share. Inputs that backward does not read stay NULL: their memory may
-   hold something else by then. */
+/* The arrays that forward and backward share. Inputs that backward does not read stay NULL: their
+   memory may hold something else by then. */
 static boot_call make_call(const boot_plan *plan, const boot_run *run, const boot_step *step) {
     const boot_graph *graph = &plan->graph;
     const boot_node *node = &graph->nodes[step->node];
     const bool backward = step->kind != BOOT_STEP_FORWARD;
     const unsigned reads = step->kind == BOOT_STEP_BACKWARD ? node->op->backward_reads : ~0u;
-    boot_call call = {.out = node->out, .training = graph->training, .again = step->kind == BOOT_STEP_AGAIN};
+    boot_call call = {
+        .out = node->out, .training = graph->training, .again = step->kind == BOOT_STEP_AGAIN};
     for (int j = 0; j < BOOT_MAX_INPUTS; j++) {
         const int id = graph->node_values[step->node][j];
         call.in[j] = node->in[j];
@@ -56,7 +61,8 @@ BOOT_MULTI_ISA(add_into, (int64_t count, const float *src, float *restrict dst),
 static void add_parallel(int64_t count, const float *src, float *dst) {
     const int64_t block = 16384;
 #pragma omp parallel for schedule(static)
-    for (int64_t i = 0; i < count; i += block) add_into(count - i < block ? count - i : block, src + i, dst + i);
+    for (int64_t i = 0; i < count; i += block)
+        add_into(count - i < block ? count - i : block, src + i, dst + i);
 }
 
 static boot_status run_backward(const boot_plan *plan, const boot_run *run, const boot_step *step) {
@@ -81,7 +87,8 @@ static boot_status run_backward(const boot_plan *plan, const boot_run *run, cons
     BOOT_TRY(node->op->backward(node, &call));
     for (int j = 0; j < BOOT_MAX_INPUTS; j++)
         if (use->temporary[j] >= 0)
-            add_parallel(boot_count(&node->in[j]), call.din[j].data, buffer_data(plan, run, use->din[j]));
+            add_parallel(boot_count(&node->in[j]), call.din[j].data,
+                         buffer_data(plan, run, use->din[j]));
     return BOOT_OK;
 }
 

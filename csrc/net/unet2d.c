@@ -1,11 +1,13 @@
-/* unet2d.c: builds diffusers' UNet2DModel (Ho et al. 2020) node by node, under the checkpoint's own keys. */
+/* unet2d.c: builds diffusers' UNet2DModel (Ho et al. 2020) node by node, under the checkpoint's own
+ * keys. */
 #include "net/unet2d.h"
 
 #include <stdio.h>
 
 #include "base/vmath.h"
 
-/* What every part of the builder needs. `emb`: act(time embedding), (N, T), ready for time_emb_proj. */
+/* What every part of the builder needs. `emb`: act(time embedding), (N, T), ready for
+ * time_emb_proj. */
 typedef struct {
     boot_graph *graph;
     const boot_unet2d_config *config;
@@ -37,48 +39,56 @@ static int linear(builder *b, int x, const char *key, int64_t out) {
 
 /* A 1x1 convolution is a linear map of each pixel; only its weight's shape differs. */
 static int conv1x1(builder *b, int x, const char *key, int64_t out) {
-    const int w = boot_graph_param(b->graph, true, 4, (int64_t[]){out, channels_of(b, x), 1, 1}, "%s.weight", key);
+    const int w = boot_graph_param(b->graph, true, 4, (int64_t[]){out, channels_of(b, x), 1, 1},
+                                   "%s.weight", key);
     const int bias = vector(b, key, "bias", out);
     return boot_graph_node(b->graph, &boot_op_linear, key, (int[]){x, w, bias, -1, -1}, NULL);
 }
 
-static int conv3x3(builder *b, int x, const char *key, int64_t out, int stride, int64_t pad_begin, int temb,
-                   int residual, double scale) {
-    const int w = boot_graph_param(b->graph, true, 4, (int64_t[]){out, channels_of(b, x), 3, 3}, "%s.weight", key);
+static int conv3x3(builder *b, int x, const char *key, int64_t out, int stride, int64_t pad_begin,
+                   int temb, int residual, double scale) {
+    const int w = boot_graph_param(b->graph, true, 4, (int64_t[]){out, channels_of(b, x), 3, 3},
+                                   "%s.weight", key);
     const int bias = vector(b, key, "bias", out);
     return boot_graph_node(b->graph, &boot_op_conv2d, key, (int[]){x, w, bias, temb, residual},
                            (double[BOOT_MAX_ATTRS]){stride, (double)pad_begin, 1, scale});
 }
 
-static int group_norm(builder *b, int x, const char *key, int64_t groups, int act, int scale_shift) {
-    const int w = vector(b, key, "weight", channels_of(b, x)), bias = vector(b, key, "bias", channels_of(b, x));
+static int group_norm(builder *b, int x, const char *key, int64_t groups, int act,
+                      int scale_shift) {
+    const int w = vector(b, key, "weight", channels_of(b, x)),
+              bias = vector(b, key, "bias", channels_of(b, x));
     return boot_graph_node(b->graph, &boot_op_group_norm, key, (int[]){x, w, bias, scale_shift, -1},
                            (double[BOOT_MAX_ATTRS]){(double)groups, b->config->norm_eps, act});
 }
 
 static int unary(builder *b, const boot_op *op, int x, const char *key, double attr) {
-    return boot_graph_node(b->graph, op, key, (int[]){x, -1, -1, -1, -1}, (double[BOOT_MAX_ATTRS]){attr});
+    return boot_graph_node(b->graph, op, key, (int[]){x, -1, -1, -1, -1},
+                           (double[BOOT_MAX_ATTRS]){attr});
 }
 
 static int binary(builder *b, const boot_op *op, int x, int y, const char *key, double attr) {
-    return boot_graph_node(b->graph, op, key, (int[]){x, y, -1, -1, -1}, (double[BOOT_MAX_ATTRS]){attr});
+    return boot_graph_node(b->graph, op, key, (int[]){x, y, -1, -1, -1},
+                           (double[BOOT_MAX_ATTRS]){attr});
 }
 
 /* Calls a builder function with the key "<prefix>.<name>". */
-#define WITH_KEY(key, prefix, ...)                            \
-    char key[BOOT_NAME_LENGTH];                               \
-    do {                                                      \
-        const int used_ = snprintf(key, sizeof key, "%s.", prefix); \
-        snprintf(key + used_, sizeof key - used_, __VA_ARGS__); \
+#define WITH_KEY(key, prefix, ...)                                                                 \
+    char key[BOOT_NAME_LENGTH];                                                                    \
+    do {                                                                                           \
+        const int used_ = snprintf(key, sizeof key, "%s.", prefix);                                \
+        snprintf(key + used_, sizeof key - used_, __VA_ARGS__);                                    \
     } while (0)
 
 typedef enum { KEEP, DOWN, UP } resampling;
 
-/* ResnetBlock2D: conv2(act(norm2(conv1(act(norm1(x))) + time))) + shortcut(x), both branches resampled first
-   where the block changes size. */
-static int resnet(builder *b, int x, const char *prefix, int64_t out, resampling resample, double output_scale) {
+/* ResnetBlock2D: conv2(act(norm2(conv1(act(norm1(x))) + time))) + shortcut(x), both branches
+   resampled first where the block changes size. */
+static int resnet(builder *b, int x, const char *prefix, int64_t out, resampling resample,
+                  double output_scale) {
     const boot_unet2d_config *c = b->config;
-    const boot_op *const resample_op = resample == UP ? &boot_op_upsample_nearest : &boot_op_mean2x2;
+    const boot_op *const resample_op =
+        resample == UP ? &boot_op_upsample_nearest : &boot_op_mean2x2;
     WITH_KEY(norm1, prefix, "norm1");
     WITH_KEY(conv1, prefix, "conv1");
     WITH_KEY(proj, prefix, "time_emb_proj");
@@ -118,13 +128,15 @@ static int time_features(builder *b, int t, bool trains) {
     const boot_unet2d_config *c = b->config;
     const int64_t C0 = c->channels[0];
     if (c->time_embedding == BOOT_TIME_POSITIONAL)
-        return boot_graph_node(b->graph, &boot_op_timestep_embedding, "time_proj", (int[]){t, -1, -1, -1, -1},
-                               (double[BOOT_MAX_ATTRS]){(double)C0, c->flip_sin_to_cos, c->freq_shift});
+        return boot_graph_node(
+            b->graph, &boot_op_timestep_embedding, "time_proj", (int[]){t, -1, -1, -1, -1},
+            (double[BOOT_MAX_ATTRS]){(double)C0, c->flip_sin_to_cos, c->freq_shift});
     if (c->time_embedding == BOOT_TIME_FOURIER) {
         const int w = boot_graph_param(b->graph, false, 1, (int64_t[]){C0}, "time_proj.weight");
         return binary(b, &boot_op_fourier_embedding, t, w, "time_proj", 0);
     }
-    const int w = boot_graph_param(b->graph, trains, 2, (int64_t[]){c->num_train_timesteps, C0}, "time_proj.weight");
+    const int w = boot_graph_param(b->graph, trains, 2, (int64_t[]){c->num_train_timesteps, C0},
+                                   "time_proj.weight");
     return binary(b, &boot_op_embedding, t, w, "time_proj", 0);
 }
 
@@ -143,13 +155,15 @@ static int embeddings(builder *b, int t) {
     int emb = time_mlp(b, time_features(b, t, true), "time_embedding");
     if (c->class_embedding != BOOT_CLASS_NONE) {
         const bool identity = c->class_embedding == BOOT_CLASS_IDENTITY;
-        int label = boot_graph_input(b->graph, 2, boot_shape(b->n, 1, 1, identity ? c->time_embedding_dim : 1));
+        int label = boot_graph_input(b->graph, 2,
+                                     boot_shape(b->n, 1, 1, identity ? c->time_embedding_dim : 1));
         if (c->class_embedding == BOOT_CLASS_TIMESTEP)
             label = time_mlp(b, time_features(b, label, false), "class_embedding");
         if (c->class_embedding == BOOT_CLASS_TABLE)
-            label = binary(b, &boot_op_embedding, label,
-                           weight2(b, "class_embedding", c->num_class_embeds, c->time_embedding_dim),
-                           "class_embedding", 0);
+            label =
+                binary(b, &boot_op_embedding, label,
+                       weight2(b, "class_embedding", c->num_class_embeds, c->time_embedding_dim),
+                       "class_embedding", 0);
         emb = binary(b, &boot_op_add, emb, label, "class_embedding", 1);
     }
     if (c->target_embedding) {
@@ -162,8 +176,10 @@ static int embeddings(builder *b, int t) {
 
 static void push(skip_stack *skips, builder *b, int id) {
     if (skips->count == MAX_SKIPS && !b->graph->status)
-        b->graph->status = boot_fail(BOOT_ERR_UNSUPPORTED, "layers_per_block: %lld makes more than %d skip "
-                                     "connections", (long long)b->config->layers_per_block, MAX_SKIPS);
+        b->graph->status = boot_fail(BOOT_ERR_UNSUPPORTED,
+                                     "layers_per_block: %lld makes more than %d skip "
+                                     "connections",
+                                     (long long)b->config->layers_per_block, MAX_SKIPS);
     if (b->graph->status) return;
     skips->ids[skips->count++] = id;
 }
@@ -181,9 +197,11 @@ static int down_path(builder *b, int x, skip_stack *skips) {
             push(skips, b, x);
         }
         if (i + 1 == c->levels) break;
-        snprintf(key, sizeof key, "down_blocks.%d.downsamplers.0%s", i, c->down_resnet[i] ? "" : ".conv");
-        x = c->down_resnet[i] ? resnet(b, x, key, c->channels[i], DOWN, 1)
-                              : conv3x3(b, x, key, c->channels[i], 2, c->downsample_padding, -1, -1, 1);
+        snprintf(key, sizeof key, "down_blocks.%d.downsamplers.0%s", i,
+                 c->down_resnet[i] ? "" : ".conv");
+        x = c->down_resnet[i]
+                ? resnet(b, x, key, c->channels[i], DOWN, 1)
+                : conv3x3(b, x, key, c->channels[i], 2, c->downsample_padding, -1, -1, 1);
         push(skips, b, x);
     }
     return x;
@@ -195,7 +213,8 @@ static int mid_path(builder *b, int x) {
     if (!c->mid_block) return x;
     x = resnet(b, x, "mid_block.resnets.0", C, KEEP, c->mid_block_scale_factor);
     if (c->mid_attention)
-        x = attention(b, x, "mid_block.attentions.0", c->mid_attention_groups, c->mid_block_scale_factor);
+        x = attention(b, x, "mid_block.attentions.0", c->mid_attention_groups,
+                      c->mid_block_scale_factor);
     return resnet(b, x, "mid_block.resnets.1", C, KEEP, c->mid_block_scale_factor);
 }
 
@@ -214,16 +233,18 @@ static int up_path(builder *b, int x, skip_stack *skips) {
         if (i + 1 == c->levels) break;
         snprintf(key, sizeof key, "up_blocks.%d.upsamplers.0%s", i, c->up_resnet[i] ? "" : ".conv");
         x = c->up_resnet[i] ? resnet(b, x, key, C, UP, 1)
-                            : conv3x3(b, unary(b, &boot_op_upsample_nearest, x, key, 0), key, C, 1, 1, -1, -1, 1);
+                            : conv3x3(b, unary(b, &boot_op_upsample_nearest, x, key, 0), key, C, 1,
+                                      1, -1, -1, 1);
     }
     return x;
 }
 
-int boot_unet2d_build(boot_graph *graph, const boot_unet2d_config *config, int64_t n, int64_t height,
-                      int64_t width) {
+int boot_unet2d_build(boot_graph *graph, const boot_unet2d_config *config, int64_t n,
+                      int64_t height, int64_t width) {
     builder b = {.graph = graph, .config = config, .n = n, .height = height, .width = width};
     skip_stack skips = {.count = 0};
-    const int sample = boot_graph_input(graph, 0, boot_shape(n, config->in_channels, height, width));
+    const int sample =
+        boot_graph_input(graph, 0, boot_shape(n, config->in_channels, height, width));
     const int t = boot_graph_input(graph, 1, boot_shape(n, 1, 1, 1));
     const bool center = config->center_input_sample;
     b.emb = embeddings(&b, t);

@@ -7,7 +7,12 @@
 enum { BOOT_MAX_LEVELS = 12 };
 
 typedef enum { BOOT_TIME_POSITIONAL, BOOT_TIME_FOURIER, BOOT_TIME_LEARNED } boot_time_kind;
-typedef enum { BOOT_CLASS_NONE, BOOT_CLASS_TABLE, BOOT_CLASS_TIMESTEP, BOOT_CLASS_IDENTITY } boot_class_kind;
+typedef enum {
+    BOOT_CLASS_NONE,
+    BOOT_CLASS_TABLE,
+    BOOT_CLASS_TIMESTEP,
+    BOOT_CLASS_IDENTITY
+} boot_class_kind;
 
 /* The meaning of the config keys, resolved: no strings, no "absent means ...". */
 typedef struct {
@@ -20,7 +25,8 @@ typedef struct {
     bool flip_sin_to_cos;
     int levels;
     int64_t channels[BOOT_MAX_LEVELS];
-    bool down_attention[BOOT_MAX_LEVELS], down_resnet[BOOT_MAX_LEVELS]; /* has attention; resnet-type sampling */
+    bool down_attention[BOOT_MAX_LEVELS],
+        down_resnet[BOOT_MAX_LEVELS]; /* has attention; resnet-type sampling */
     bool up_attention[BOOT_MAX_LEVELS], up_resnet[BOOT_MAX_LEVELS];
     int64_t layers_per_block;
     bool mid_block, mid_attention;
@@ -37,9 +43,10 @@ typedef struct {
     bool target_embedding; /* boot's own second time embedding, for the student's target time */
 } boot_unet2d_config;
 
-/* Adds the network for n images of height x width; returns the output's value (N, out_channels, H, W).
-   Input slots: 0 sample (N, in, H, W), 1 timesteps (N), 2 class labels (N) or (N, T), 3 target timesteps (N). */
-int boot_unet2d_build(boot_graph *graph, const boot_unet2d_config *config, int64_t n, int64_t height,
-                      int64_t width);
+/* Adds the network for n images of height x width; returns the output's value (N, out_channels, H,
+   W). Input slots: 0 sample (N, in, H, W), 1 timesteps (N), 2 class labels (N) or (N, T), 3 target
+   timesteps (N). */
+int boot_unet2d_build(boot_graph *graph, const boot_unet2d_config *config, int64_t n,
+                      int64_t height, int64_t width);
 
 #endif

@@ -8,35 +8,42 @@ enum { ACT };
 static boot_status activation_infer(boot_node *node) {
     const double act = node->attr[ACT];
     if (!(act >= 0 && act < BOOT_NUM_ACTS) || act != (int)act)
-        return boot_fail(BOOT_ERR_VALUE, "activation (%s): act is %g, expected a whole number in [0, %d]",
+        return boot_fail(BOOT_ERR_VALUE,
+                         "activation (%s): act is %g, expected a whole number in [0, %d]",
                          node->name, act, BOOT_NUM_ACTS - 1);
     node->out = boot_shape(node->in[X].n, node->in[X].h, node->in[X].w, node->in[X].c);
     return boot_expect_size(node, &node->out);
 }
 
 /* One row of `count` contiguous floats. A switch outside the loops keeps each loop branch-free. */
-#define FOR_EACH_ACT(LOOP)                      \
-    switch (act) {                              \
-        case BOOT_ACT_SILU: LOOP(BOOT_ACT_SILU) break; \
-        case BOOT_ACT_GELU: LOOP(BOOT_ACT_GELU) break; \
-        case BOOT_ACT_MISH: LOOP(BOOT_ACT_MISH) break; \
-        case BOOT_ACT_RELU: LOOP(BOOT_ACT_RELU) break; \
-        default: LOOP(BOOT_ACT_NONE) break;     \
+#define FOR_EACH_ACT(LOOP)                                                                         \
+    switch (act) {                                                                                 \
+    case BOOT_ACT_SILU:                                                                            \
+        LOOP(BOOT_ACT_SILU) break;                                                                 \
+    case BOOT_ACT_GELU:                                                                            \
+        LOOP(BOOT_ACT_GELU) break;                                                                 \
+    case BOOT_ACT_MISH:                                                                            \
+        LOOP(BOOT_ACT_MISH) break;                                                                 \
+    case BOOT_ACT_RELU:                                                                            \
+        LOOP(BOOT_ACT_RELU) break;                                                                 \
+    default:                                                                                       \
+        LOOP(BOOT_ACT_NONE) break;                                                                 \
     }
 
 BOOT_INLINE void act_row_body(boot_act act, int64_t count, const float *x, float *y) {
-#define VALUE(A) for (int64_t i = 0; i < count; i++) y[i] = boot_act_value(A, x[i]);
+#define VALUE(A)                                                                                   \
+    for (int64_t i = 0; i < count; i++) y[i] = boot_act_value(A, x[i]);
     FOR_EACH_ACT(VALUE)
 #undef VALUE
 }
 BOOT_MULTI_ISA(act_row, (boot_act act, int64_t count, const float *x, float *y), (act, count, x, y))
 
-BOOT_INLINE void act_grad_row_body(boot_act act, int64_t count, const float *x, const float *dy, bool add,
-                                   float *dx) {
-#define SLOPE(A)                                                                     \
-    if (add)                                                                         \
-        for (int64_t i = 0; i < count; i++) dx[i] += dy[i] * boot_act_slope(A, x[i]); \
-    else                                                                             \
+BOOT_INLINE void act_grad_row_body(boot_act act, int64_t count, const float *x, const float *dy,
+                                   bool add, float *dx) {
+#define SLOPE(A)                                                                                   \
+    if (add)                                                                                       \
+        for (int64_t i = 0; i < count; i++) dx[i] += dy[i] * boot_act_slope(A, x[i]);              \
+    else                                                                                           \
         for (int64_t i = 0; i < count; i++) dx[i] = dy[i] * boot_act_slope(A, x[i]);
     FOR_EACH_ACT(SLOPE)
 #undef SLOPE
@@ -67,8 +74,13 @@ static boot_status activation_backward(const boot_node *node, const boot_call *c
 }
 
 const boot_op boot_op_activation = {
-    .name = "activation", .inputs = "x", .attrs = "act",
+    .name = "activation",
+    .inputs = "x",
+    .attrs = "act",
     .doc = "y = act(x); act: 0 none, 1 SiLU, 2 GELU (exact), 3 Mish, 4 ReLU. x, y: (N, H, W, C).",
-    .flags = BOOT_OP_RECOMPUTE, .backward_reads = 1u << X,
-    .infer = activation_infer, .forward = activation_forward, .backward = activation_backward,
+    .flags = BOOT_OP_RECOMPUTE,
+    .backward_reads = 1u << X,
+    .infer = activation_infer,
+    .forward = activation_forward,
+    .backward = activation_backward,
 };

@@ -10,17 +10,19 @@ enum { SCALE };
 static boot_status add_infer(boot_node *node) {
     const boot_tensor *a = &node->in[A], *b = &node->in[B];
     if (a->n != b->n || a->h != b->h || a->w != b->w || a->c != b->c)
-        return boot_fail(BOOT_ERR_VALUE,
-                         "add (%s): a is (%lld, %lld, %lld, %lld), b is (%lld, %lld, %lld, %lld), expected "
-                         "equal shapes",
-                         node->name, (long long)a->n, (long long)a->h, (long long)a->w, (long long)a->c,
-                         (long long)b->n, (long long)b->h, (long long)b->w, (long long)b->c);
+        return boot_fail(
+            BOOT_ERR_VALUE,
+            "add (%s): a is (%lld, %lld, %lld, %lld), b is (%lld, %lld, %lld, %lld), expected "
+            "equal shapes",
+            node->name, (long long)a->n, (long long)a->h, (long long)a->w, (long long)a->c,
+            (long long)b->n, (long long)b->h, (long long)b->w, (long long)b->c);
     node->out = boot_shape(a->n, a->h, a->w, a->c);
     if (node->attr[SCALE] == 1.0) node->grad_alias = A;
     return boot_expect_size(node, &node->out);
 }
 
-BOOT_INLINE void add_row_body(int64_t count, float scale, const float *a, const float *b, float *y) {
+BOOT_INLINE void add_row_body(int64_t count, float scale, const float *a, const float *b,
+                              float *y) {
     for (int64_t i = 0; i < count; i++) y[i] = (a[i] + b[i]) * scale;
 }
 BOOT_MULTI_ISA(add_row, (int64_t count, float scale, const float *a, const float *b, float *y),
@@ -61,7 +63,13 @@ static boot_status add_backward(const boot_node *node, const boot_call *call) {
 }
 
 const boot_op boot_op_add = {
-    .name = "add", .inputs = "a b", .attrs = "scale", .doc = "y = (a + b) * scale. a, b, y: (N, H, W, C).",
-    .flags = 0, .backward_reads = 0,
-    .infer = add_infer, .forward = add_forward, .backward = add_backward,
+    .name = "add",
+    .inputs = "a b",
+    .attrs = "scale",
+    .doc = "y = (a + b) * scale. a, b, y: (N, H, W, C).",
+    .flags = 0,
+    .backward_reads = 0,
+    .infer = add_infer,
+    .forward = add_forward,
+    .backward = add_backward,
 };

@@ -1,11 +1,12 @@
 /* attention.c: softmax attention over the pixels of each image, with heads (Vaswani et al. 2017).
  *
  *   S = q k^T / sqrt(d),  P = softmax(S),  o = P v        per image and head, d = C / heads
- *   dv = P^T do,  dP = do v^T,  dS = P (dP - rowsum(do o)),  dq = dS k / sqrt(d),  dk = dS^T q / sqrt(d)
+ *   dv = P^T do,  dP = do v^T,  dS = P (dP - rowsum(do o)),  dq = dS k / sqrt(d),  dk = dS^T q /
+ * sqrt(d)
  *
- * Rows of S are made in blocks of a few queries and dropped again: no S x S matrix is stored. Backward remakes
- * them from the saved log-sum-exp of each row (Dao et al. 2022). One image and head is one unit of parallel
- * work, its sums always in the same order. */
+ * Rows of S are made in blocks of a few queries and dropped again: no S x S matrix is stored.
+ * Backward remakes them from the saved log-sum-exp of each row (Dao et al. 2022). One image and
+ * head is one unit of parallel work, its sums always in the same order. */
 #include <math.h>
 #include <omp.h>
 
@@ -23,7 +24,8 @@ static boot_status attention_infer(boot_node *node) {
     const boot_tensor *q = &node->in[Q];
     const int64_t heads = (int64_t)node->attr[HEADS], T = q->h * q->w;
     if (heads < 1 || q->c % heads)
-        return boot_fail(BOOT_ERR_VALUE, "attention (%s): %lld channels in %lld heads, expected a divisor",
+        return boot_fail(BOOT_ERR_VALUE,
+                         "attention (%s): %lld channels in %lld heads, expected a divisor",
                          node->name, (long long)q->c, (long long)heads);
     BOOT_TRY(boot_expect_count(node, K, "k", boot_count(q)));
     BOOT_TRY(boot_expect_count(node, V, "v", boot_count(q)));
@@ -31,12 +33,15 @@ static boot_status attention_infer(boot_node *node) {
     node->saved_floats = q->n * heads * T;
     /* Per thread: k^T and v^T (d x T), two blocks of rows (ROWS x T), one column of sums. */
     const int64_t d = q->c / heads;
-    node->scratch_floats = (int64_t)omp_get_max_threads() * (2 * d * round16(T) + 2 * ROWS * round16(T) + ROWS + 64);
+    node->scratch_floats =
+        (int64_t)omp_get_max_threads() * (2 * d * round16(T) + 2 * ROWS * round16(T) + ROWS + 64);
     return boot_expect_size(node, &node->out);
 }
 
-/* Softmax of `rows` rows of s: (rows, T), scaled by `scale`; lse[r] = log of the row's sum of exponentials. */
-BOOT_INLINE void softmax_rows_body(int64_t rows, int64_t T, int64_t ld, float scale, float *s, float *lse) {
+/* Softmax of `rows` rows of s: (rows, T), scaled by `scale`; lse[r] = log of the row's sum of
+ * exponentials. */
+BOOT_INLINE void softmax_rows_body(int64_t rows, int64_t T, int64_t ld, float scale, float *s,
+                                   float *lse) {
     for (int64_t r = 0; r < rows; r++) {
         float *row = s + r * ld, top = -INFINITY, sum = 0;
         for (int64_t j = 0; j < T; j++) top = row[j] > top ? row[j] : top;
@@ -48,12 +53,14 @@ BOOT_INLINE void softmax_rows_body(int64_t rows, int64_t T, int64_t ld, float sc
         lse[r] = top + logf(sum);
     }
 }
-BOOT_MULTI_ISA(softmax_rows, (int64_t rows, int64_t T, int64_t ld, float scale, float *s, float *lse),
+BOOT_MULTI_ISA(softmax_rows,
+               (int64_t rows, int64_t T, int64_t ld, float scale, float *s, float *lse),
                (rows, T, ld, scale, s, lse))
 
 /* s -> P = exp(scale s - lse), then dp -> dS = scale P (dp - delta). s, dp: (rows, T). */
-BOOT_INLINE void softmax_grad_body(int64_t rows, int64_t T, int64_t ld, float scale, const float *lse,
-                                   const float *delta, float *restrict s, float *restrict dp) {
+BOOT_INLINE void softmax_grad_body(int64_t rows, int64_t T, int64_t ld, float scale,
+                                   const float *lse, const float *delta, float *restrict s,
+                                   float *restrict dp) {
     for (int64_t r = 0; r < rows; r++) {
         float *p = s + r * ld, *g = dp + r * ld;
         for (int64_t j = 0; j < T; j++) {
@@ -63,8 +70,8 @@ BOOT_INLINE void softmax_grad_body(int64_t rows, int64_t T, int64_t ld, float sc
     }
 }
 BOOT_MULTI_ISA(softmax_grad,
-               (int64_t rows, int64_t T, int64_t ld, float scale, const float *lse, const float *delta,
-                float *restrict s, float *restrict dp),
+               (int64_t rows, int64_t T, int64_t ld, float scale, const float *lse,
+                const float *delta, float *restrict s, float *restrict dp),
                (rows, T, ld, scale, lse, delta, s, dp))
 
 /* The per-thread blocks of scratch. */
@@ -77,8 +84,12 @@ static work work_of(const boot_node *node, float *scratch, int thread) {
     const int64_t T = node->in[Q].h * node->in[Q].w, d = node->in[Q].c / (int64_t)node->attr[HEADS];
     const int64_t ld = round16(T), each = 2 * d * ld + 2 * ROWS * ld + ROWS + 64;
     float *base = scratch + thread * each;
-    return (work){base, base + d * ld, base + 2 * d * ld, base + (2 * d + ROWS) * ld,
-                  base + 2 * (d + ROWS) * ld, ld};
+    return (work){base,
+                  base + d * ld,
+                  base + 2 * d * ld,
+                  base + (2 * d + ROWS) * ld,
+                  base + 2 * (d + ROWS) * ld,
+                  ld};
 }
 
 /* q, k, v, o: (N, H, W, C) */
@@ -90,7 +101,8 @@ static boot_status attention_forward(const boot_node *node, const boot_call *cal
     for (int64_t n = 0; n < q->n; n++)
         for (int64_t h = 0; h < heads; h++) {
             const work w = work_of(node, call->scratch, omp_get_thread_num());
-            const float *qh = q->data + n * T * q->ld + h * d, *kh = k->data + n * T * k->ld + h * d;
+            const float *qh = q->data + n * T * q->ld + h * d,
+                        *kh = k->data + n * T * k->ld + h * d;
             const float *vh = v->data + n * T * v->ld + h * d;
             float *oh = o->data + n * T * o->ld + h * d, *lse = call->saved + (n * heads + h) * T;
             boot_transpose(T, d, kh, k->ld, w.kt, w.ld);
@@ -104,8 +116,10 @@ static boot_status attention_forward(const boot_node *node, const boot_call *cal
     return BOOT_OK;
 }
 
-static void attention_backward_head(const boot_node *node, const boot_call *call, int64_t n, int64_t h, work w) {
-    const boot_tensor *q = &call->in[Q], *k = &call->in[K], *v = &call->in[V], *o = &call->out, *g = &call->dout;
+static void attention_backward_head(const boot_node *node, const boot_call *call, int64_t n,
+                                    int64_t h, work w) {
+    const boot_tensor *q = &call->in[Q], *k = &call->in[K], *v = &call->in[V], *o = &call->out,
+                      *g = &call->dout;
     const boot_tensor *dq = &call->din[Q], *dk = &call->din[K], *dv = &call->din[V];
     const int64_t heads = (int64_t)node->attr[HEADS], T = q->h * q->w, d = q->c / heads;
     const float scale = (float)(1.0 / sqrt((double)d));
@@ -118,36 +132,44 @@ static void attention_backward_head(const boot_node *node, const boot_call *call
         const int64_t rows = T - i < ROWS ? T - i : ROWS;
         for (int64_t r = 0; r < rows; r++) {
             float sum = 0;
-            for (int64_t c = 0; c < d; c++) sum += gh[(i + r) * g->ld + c] * oh[(i + r) * o->ld + c];
+            for (int64_t c = 0; c < d; c++)
+                sum += gh[(i + r) * g->ld + c] * oh[(i + r) * o->ld + c];
             w.delta[r] = sum;
         }
         boot_gemm(rows, T, d, qh + i * q->ld, q->ld, 1, w.kt, w.ld, w.s, w.ld, false);
         boot_gemm(rows, T, d, gh + i * g->ld, g->ld, 1, w.vt, w.ld, w.dp, w.ld, false);
         softmax_grad(rows, T, w.ld, scale, lse + i, w.delta, w.s, w.dp);
         if (dv->data)
-            boot_gemm(T, d, rows, w.s, 1, w.ld, gh + i * g->ld, g->ld, dv->data + n * T * dv->ld + h * d,
-                      dv->ld, i > 0 || call->accumulate[V]);
+            boot_gemm(T, d, rows, w.s, 1, w.ld, gh + i * g->ld, g->ld,
+                      dv->data + n * T * dv->ld + h * d, dv->ld, i > 0 || call->accumulate[V]);
         if (dq->data)
-            boot_gemm(rows, d, T, w.dp, w.ld, 1, kh, k->ld, dq->data + (n * T + i) * dq->ld + h * d, dq->ld,
-                      call->accumulate[Q]);
+            boot_gemm(rows, d, T, w.dp, w.ld, 1, kh, k->ld, dq->data + (n * T + i) * dq->ld + h * d,
+                      dq->ld, call->accumulate[Q]);
         if (dk->data)
-            boot_gemm(T, d, rows, w.dp, 1, w.ld, qh + i * q->ld, q->ld, dk->data + n * T * dk->ld + h * d,
-                      dk->ld, i > 0 || call->accumulate[K]);
+            boot_gemm(T, d, rows, w.dp, 1, w.ld, qh + i * q->ld, q->ld,
+                      dk->data + n * T * dk->ld + h * d, dk->ld, i > 0 || call->accumulate[K]);
     }
 }
 
 static boot_status attention_backward(const boot_node *node, const boot_call *call) {
-    const int64_t heads = (int64_t)node->attr[HEADS], N = node->in[Q].n, T = node->in[Q].h * node->in[Q].w;
+    const int64_t heads = (int64_t)node->attr[HEADS], N = node->in[Q].n,
+                  T = node->in[Q].h * node->in[Q].w;
 #pragma omp parallel for collapse(2) schedule(static) if (N * heads * T * T > 1024)
     for (int64_t n = 0; n < N; n++)
         for (int64_t h = 0; h < heads; h++)
-            attention_backward_head(node, call, n, h, work_of(node, call->scratch, omp_get_thread_num()));
+            attention_backward_head(node, call, n, h,
+                                    work_of(node, call->scratch, omp_get_thread_num()));
     return BOOT_OK;
 }
 
 const boot_op boot_op_attention = {
-    .name = "attention", .inputs = "q k v", .attrs = "heads",
+    .name = "attention",
+    .inputs = "q k v",
+    .attrs = "heads",
     .doc = "softmax(q k^T / sqrt(C / heads)) v over H W tokens. q, k, v: (N, H, W, C).",
-    .flags = 0, .backward_reads = 1u << Q | 1u << K | 1u << V | BOOT_READS_OUT,
-    .infer = attention_infer, .forward = attention_forward, .backward = attention_backward,
+    .flags = 0,
+    .backward_reads = 1u << Q | 1u << K | 1u << V | BOOT_READS_OUT,
+    .infer = attention_infer,
+    .forward = attention_forward,
+    .backward = attention_backward,
 };

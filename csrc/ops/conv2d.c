@@ -1,11 +1,11 @@
 /* conv2d.c: two-dimensional convolution with everything that a residual block adds to it.
  *
- *   y = scale (conv(x, weight) + bias + temb + residual)          temb is added to every pixel of its image
- *   dx = conv^T(scale dy, weight)   dweight = scale x * dy   dbias, dtemb = scale sums of dy over pixels
- *   dresidual = scale dy
+ *   y = scale (conv(x, weight) + bias + temb + residual)          temb is added to every pixel of
+ * its image dx = conv^T(scale dy, weight)   dweight = scale x * dy   dbias, dtemb = scale sums of
+ * dy over pixels dresidual = scale dy
  *
- * Which kernel runs is decided per shape and direction when the node is planned: pinned by attribute or tuner,
- * else the fastest of those that apply. */
+ * Which kernel runs is decided per shape and direction when the node is planned: pinned by
+ * attribute or tuner, else the fastest of those that apply. */
 #include <omp.h>
 #include <stdio.h>
 #include <string.h>
@@ -34,10 +34,17 @@ static boot_conv_shape shape_of(const boot_node *node) {
     const boot_tensor *x = &node->in[X], *weight = &node->in[WEIGHT];
     const int64_t k = weight->w, stride = (int64_t)node->attr[STRIDE];
     const int64_t begin = (int64_t)node->attr[PAD_BEGIN], end = (int64_t)node->attr[PAD_END];
-    return (boot_conv_shape){.N = x->n, .H = x->h, .W = x->w, .I = x->c, .O = weight->n, .k = k,
+    return (boot_conv_shape){.N = x->n,
+                             .H = x->h,
+                             .W = x->w,
+                             .I = x->c,
+                             .O = weight->n,
+                             .k = k,
                              .Ho = stride ? (x->h + begin + end - k) / stride + 1 : 0,
                              .Wo = stride ? (x->w + begin + end - k) / stride + 1 : 0,
-                             .stride = stride, .pad_begin = begin, .pad_end = end,
+                             .stride = stride,
+                             .pad_begin = begin,
+                             .pad_end = end,
                              .has_bias = node->in[BIAS].n > 0};
 }
 
@@ -45,26 +52,30 @@ static boot_status conv2d_infer(boot_node *node) {
     const boot_tensor *x = &node->in[X], *weight = &node->in[WEIGHT];
     const boot_conv_shape s = shape_of(node);
     if (weight->h != x->c || weight->w != weight->c)
-        return boot_fail(BOOT_ERR_VALUE,
-                         "conv2d (%s): weight is (%lld, %lld, %lld, %lld), expected (O, %lld, k, k)", node->name,
-                         (long long)weight->n, (long long)weight->h, (long long)weight->w, (long long)weight->c,
-                         (long long)x->c);
-    if ((s.k != 1 && s.k != 3) || (s.stride != 1 && s.stride != 2) || s.pad_begin < 0 || s.pad_begin > 1 ||
-        s.pad_end < 0 || s.pad_end > 1 || s.Ho < 1 || s.Wo < 1 || x->h + s.pad_begin + s.pad_end < s.k ||
-        x->w + s.pad_begin + s.pad_end < s.k)
-        return boot_fail(BOOT_ERR_VALUE,
-                         "conv2d (%s): kernel %lld, stride %lld, padding %lld and %lld on %lld x %lld pixels, "
-                         "expected kernel 1 or 3, stride 1 or 2, padding 0 or 1, and room for one output",
-                         node->name, (long long)s.k, (long long)s.stride, (long long)s.pad_begin,
-                         (long long)s.pad_end, (long long)x->h, (long long)x->w);
+        return boot_fail(
+            BOOT_ERR_VALUE,
+            "conv2d (%s): weight is (%lld, %lld, %lld, %lld), expected (O, %lld, k, k)", node->name,
+            (long long)weight->n, (long long)weight->h, (long long)weight->w, (long long)weight->c,
+            (long long)x->c);
+    if ((s.k != 1 && s.k != 3) || (s.stride != 1 && s.stride != 2) || s.pad_begin < 0 ||
+        s.pad_begin > 1 || s.pad_end < 0 || s.pad_end > 1 || s.Ho < 1 || s.Wo < 1 ||
+        x->h + s.pad_begin + s.pad_end < s.k || x->w + s.pad_begin + s.pad_end < s.k)
+        return boot_fail(
+            BOOT_ERR_VALUE,
+            "conv2d (%s): kernel %lld, stride %lld, padding %lld and %lld on %lld x %lld pixels, "
+            "expected kernel 1 or 3, stride 1 or 2, padding 0 or 1, and room for one output",
+            node->name, (long long)s.k, (long long)s.stride, (long long)s.pad_begin,
+            (long long)s.pad_end, (long long)x->h, (long long)x->w);
     const double kernel = node->attr[KERNEL];
     if (!(kernel >= 0 && kernel < BOOT_NUM_CONV_KERNELS) || kernel != (int)kernel)
-        return boot_fail(BOOT_ERR_VALUE, "conv2d (%s): kernel is %g, expected a whole number in [0, %d]",
+        return boot_fail(BOOT_ERR_VALUE,
+                         "conv2d (%s): kernel is %g, expected a whole number in [0, %d]",
                          node->name, kernel, BOOT_NUM_CONV_KERNELS - 1);
     node->out = boot_shape(s.N, s.Ho, s.Wo, s.O);
     if (node->in[BIAS].n) BOOT_TRY(boot_expect_count(node, BIAS, "bias", s.O));
     if (node->in[TEMB].n) BOOT_TRY(boot_expect_count(node, TEMB, "temb", s.N * s.O));
-    if (node->in[RESIDUAL].n) BOOT_TRY(boot_expect_count(node, RESIDUAL, "residual", boot_count(&node->out)));
+    if (node->in[RESIDUAL].n)
+        BOOT_TRY(boot_expect_count(node, RESIDUAL, "residual", boot_count(&node->out)));
     if (node->in[RESIDUAL].n && node->attr[SCALE] == 1.0) node->grad_alias = RESIDUAL;
     return boot_expect_size(node, &node->out);
 }
@@ -72,8 +83,10 @@ static boot_status conv2d_infer(boot_node *node) {
 static int64_t max64(int64_t a, int64_t b) { return a > b ? a : b; }
 
 boot_status boot_conv_time(const boot_conv_kernel *kernel, const boot_conv_shape *s,
-                           boot_conv_direction direction, boot_dnnl *dnnl, int repeats, double *seconds) {
-    const int64_t nx = s->N * s->H * s->W * s->I, ny = s->N * s->Ho * s->Wo * s->O, nw = s->O * s->I * s->k * s->k;
+                           boot_conv_direction direction, boot_dnnl *dnnl, int repeats,
+                           double *seconds) {
+    const int64_t nx = s->N * s->H * s->W * s->I, ny = s->N * s->Ho * s->Wo * s->O,
+                  nw = s->O * s->I * s->k * s->k;
     int64_t scratch = 0;
     void *state = NULL, *block = NULL;
     BOOT_TRY(kernel->create(s, direction, dnnl, &state, &scratch));
@@ -81,12 +94,22 @@ boot_status boot_conv_time(const boot_conv_kernel *kernel, const boot_conv_shape
     boot_status status = boot_alloc(&block, total * sizeof(float), true, "kernel timing");
     *seconds = 1e30;
     if (!status) {
-        float *x = block, *y = x + (nx + 15) / 16 * 16, *w = y + (ny + 15) / 16 * 16, *b = w + (nw + 15) / 16 * 16;
-        for (int64_t i = 0; i < nx; i++) x[i] = (float)(i % 13 - 6) * 0.1f; /* no zeros, no denormals */
+        float *x = block, *y = x + (nx + 15) / 16 * 16, *w = y + (ny + 15) / 16 * 16,
+              *b = w + (nw + 15) / 16 * 16;
+        for (int64_t i = 0; i < nx; i++)
+            x[i] = (float)(i % 13 - 6) * 0.1f; /* no zeros, no denormals */
         for (int64_t i = 0; i < ny; i++) y[i] = (float)(i % 11 - 5) * 0.1f;
         for (int64_t i = 0; i < nw; i++) w[i] = (float)(i % 7 - 3) * 0.01f;
-        const boot_conv_args args = {.x = x, .weight = w, .bias = s->has_bias ? b : NULL, .dy = y, .y = y, .dx = x,
-                                     .dweight = w, .ldx = s->I, .ldy = s->O, .scale = 1,
+        const boot_conv_args args = {.x = x,
+                                     .weight = w,
+                                     .bias = s->has_bias ? b : NULL,
+                                     .dy = y,
+                                     .y = y,
+                                     .dx = x,
+                                     .dweight = w,
+                                     .ldx = s->I,
+                                     .ldy = s->O,
+                                     .scale = 1,
                                      .scratch = b + (s->O + 15) / 16 * 16};
         for (int r = 0; r <= repeats && !status; r++) { /* the first run warms up */
             const double start = omp_get_wtime();
@@ -100,21 +123,22 @@ boot_status boot_conv_time(const boot_conv_kernel *kernel, const boot_conv_shape
     return status;
 }
 
-static boot_status choose_kernel(const boot_node *node, const boot_conv_shape *s, boot_conv_direction direction,
-                                 boot_plan_context *context, const boot_conv_kernel **chosen) {
+static boot_status choose_kernel(const boot_node *node, const boot_conv_shape *s,
+                                 boot_conv_direction direction, boot_plan_context *context,
+                                 const boot_conv_kernel **chosen) {
     static const char *const direction_name[] = {"forward", "data", "weights"};
     char key[BOOT_KEY_LENGTH];
     const int pinned = (int)node->attr[KERNEL];
     *chosen = boot_conv_kernels[pinned];
     if (pinned) {
         if ((*chosen)->applies(s, direction)) return BOOT_OK;
-        return boot_fail(BOOT_ERR_UNSUPPORTED, "conv2d (%s): kernel %s does not do this shape", node->name,
-                         (*chosen)->name);
+        return boot_fail(BOOT_ERR_UNSUPPORTED, "conv2d (%s): kernel %s does not do this shape",
+                         node->name, (*chosen)->name);
     }
     snprintf(key, sizeof key, "%s n%lld %lldx%lldx%lld o%lld k%lld s%lld p%lld,%lld t%d",
-             direction_name[direction], (long long)s->N, (long long)s->H, (long long)s->W, (long long)s->I,
-             (long long)s->O, (long long)s->k, (long long)s->stride, (long long)s->pad_begin,
-             (long long)s->pad_end, omp_get_max_threads());
+             direction_name[direction], (long long)s->N, (long long)s->H, (long long)s->W,
+             (long long)s->I, (long long)s->O, (long long)s->k, (long long)s->stride,
+             (long long)s->pad_begin, (long long)s->pad_end, omp_get_max_threads());
     const boot_choice *known = boot_tuner_find(context->tuner, key);
     double best = 1e30;
     for (int i = 1; i < BOOT_NUM_CONV_KERNELS; i++) {
@@ -135,7 +159,8 @@ static boot_status choose_kernel(const boot_node *node, const boot_conv_shape *s
     }
     known = boot_tuner_find(context->tuner, key);
     for (int i = 1; known && i < BOOT_NUM_CONV_KERNELS; i++)
-        if (!strcmp(known->kernel, boot_conv_kernels[i]->name) && boot_conv_kernels[i]->applies(s, direction)) {
+        if (!strcmp(known->kernel, boot_conv_kernels[i]->name) &&
+            boot_conv_kernels[i]->applies(s, direction)) {
             *chosen = boot_conv_kernels[i];
             return BOOT_OK;
         }
@@ -163,7 +188,8 @@ static boot_status conv2d_plan(boot_node *node, void *context) {
         BOOT_TRY(choose_kernel(node, &state->shape, d, plan, &state->kernel[d]));
         BOOT_TRY(state->kernel[d]->create(&state->shape, d, plan->dnnl, &state->state[d], &floats));
         scratch = max64(scratch, floats);
-        if (!state->kernel[d]->fused && d != BOOT_CONV_DATA) node->dense |= 1u << X; /* oneDNN: plain NHWC only */
+        if (!state->kernel[d]->fused && d != BOOT_CONV_DATA)
+            node->dense |= 1u << X; /* oneDNN: plain NHWC only */
         if (!state->kernel[d]->fused && d == BOOT_CONV_FORWARD) node->dense |= BOOT_DENSE_OUT;
     }
     state->sums_at = (scratch + 15) / 16 * 16;
@@ -177,9 +203,10 @@ static boot_status conv2d_plan(boot_node *node, void *context) {
     return BOOT_OK;
 }
 
-/* y = scale (y + temb + residual) for kernels that do not fuse it; one image row of pixels at a time. */
-BOOT_INLINE void finish_rows_body(int64_t pixels, const boot_conv_shape *s, const boot_conv_args *t, int64_t n,
-                                  int64_t first) {
+/* y = scale (y + temb + residual) for kernels that do not fuse it; one image row of pixels at a
+ * time. */
+BOOT_INLINE void finish_rows_body(int64_t pixels, const boot_conv_shape *s, const boot_conv_args *t,
+                                  int64_t n, int64_t first) {
     for (int64_t p = first; p < first + pixels; p++) {
         float *y = t->y + p * t->ldy;
         const float *residual = t->residual ? t->residual + p * t->ldr : NULL;
@@ -193,7 +220,8 @@ BOOT_INLINE void finish_rows_body(int64_t pixels, const boot_conv_shape *s, cons
     }
 }
 BOOT_MULTI_ISA(finish_rows,
-               (int64_t pixels, const boot_conv_shape *s, const boot_conv_args *t, int64_t n, int64_t first),
+               (int64_t pixels, const boot_conv_shape *s, const boot_conv_args *t, int64_t n,
+                int64_t first),
                (pixels, s, t, n, first))
 
 /* x: (N, H, W, I), weight: (O, I, k, k), bias: (O), temb: (N, O), residual, y: (N, Ho, Wo, O) */
@@ -201,35 +229,47 @@ static boot_status conv2d_forward(const boot_node *node, const boot_call *call) 
     const conv2d_state *state = node->state;
     const boot_conv_shape *s = &state->shape;
     const boot_conv_kernel *kernel = state->kernel[BOOT_CONV_FORWARD];
-    const boot_conv_args args = {
-        .x = call->in[X].data, .weight = call->in[WEIGHT].data, .bias = call->in[BIAS].data,
-        .temb = call->in[TEMB].data, .residual = call->in[RESIDUAL].data, .y = call->out.data,
-        .ldx = call->in[X].ld, .ldy = call->out.ld, .ldr = call->in[RESIDUAL].ld, .ldt = s->O,
-        .scale = (float)node->attr[SCALE], .scratch = call->scratch};
+    const boot_conv_args args = {.x = call->in[X].data,
+                                 .weight = call->in[WEIGHT].data,
+                                 .bias = call->in[BIAS].data,
+                                 .temb = call->in[TEMB].data,
+                                 .residual = call->in[RESIDUAL].data,
+                                 .y = call->out.data,
+                                 .ldx = call->in[X].ld,
+                                 .ldy = call->out.ld,
+                                 .ldr = call->in[RESIDUAL].ld,
+                                 .ldt = s->O,
+                                 .scale = (float)node->attr[SCALE],
+                                 .scratch = call->scratch};
     BOOT_TRY(kernel->run(state->state[BOOT_CONV_FORWARD], s, BOOT_CONV_FORWARD, &args));
     if (kernel->fused || (!args.temb && !args.residual && args.scale == 1.0f)) return BOOT_OK;
 #pragma omp parallel for collapse(2) schedule(static)
     for (int64_t n = 0; n < s->N; n++)
-        for (int64_t i = 0; i < s->Ho; i++) finish_rows(s->Wo, s, &args, n, (n * s->Ho + i) * s->Wo);
+        for (int64_t i = 0; i < s->Ho; i++)
+            finish_rows(s->Wo, s, &args, n, (n * s->Ho + i) * s->Wo);
     return BOOT_OK;
 }
 
 /* sum: (O) = sum of `pixels` rows of dy. */
-BOOT_INLINE void channel_sums_body(int64_t pixels, int64_t O, const float *dy, int64_t ld, float *restrict sum) {
+BOOT_INLINE void channel_sums_body(int64_t pixels, int64_t O, const float *dy, int64_t ld,
+                                   float *restrict sum) {
     memset(sum, 0, O * sizeof(float));
     for (int64_t p = 0; p < pixels; p++)
         for (int64_t o = 0; o < O; o++) sum[o] += dy[p * ld + o];
 }
-BOOT_MULTI_ISA(channel_sums, (int64_t pixels, int64_t O, const float *dy, int64_t ld, float *restrict sum),
+BOOT_MULTI_ISA(channel_sums,
+               (int64_t pixels, int64_t O, const float *dy, int64_t ld, float *restrict sum),
                (pixels, O, dy, ld, sum))
 
 /* dbias (O) and dtemb (N, O) from the pixel sums of dy. */
-static void sum_grads(const boot_conv_shape *s, const boot_call *call, const boot_tensor *dy, float *sums) {
+static void sum_grads(const boot_conv_shape *s, const boot_call *call, const boot_tensor *dy,
+                      float *sums) {
     float *dbias = call->din[BIAS].data, *dtemb = call->din[TEMB].data;
     if (!dbias && !dtemb) return;
 #pragma omp parallel for schedule(static)
     for (int64_t n = 0; n < s->N; n++)
-        channel_sums(s->Ho * s->Wo, s->O, dy->data + n * s->Ho * s->Wo * dy->ld, dy->ld, sums + n * s->O);
+        channel_sums(s->Ho * s->Wo, s->O, dy->data + n * s->Ho * s->Wo * dy->ld, dy->ld,
+                     sums + n * s->O);
     if (dbias) memset(dbias, 0, s->O * sizeof(float));
     for (int64_t n = 0; n < s->N; n++)
         for (int64_t o = 0; o < s->O; o++) {
@@ -261,27 +301,43 @@ static boot_status conv2d_backward(const boot_node *node, const boot_call *call)
         scale_rows(&call->dout, &dy, scale, false);
     }
     sum_grads(s, call, &dy, call->scratch + state->sums_at);
-    const boot_conv_args args = {.x = call->in[X].data, .weight = call->in[WEIGHT].data, .dy = dy.data,
-                                 .dx = call->din[X].data, .dweight = call->din[WEIGHT].data, .ldy = dy.ld,
-                                 .scale = 1, .accumulate = call->accumulate[X], .scratch = call->scratch};
+    const boot_conv_args args = {.x = call->in[X].data,
+                                 .weight = call->in[WEIGHT].data,
+                                 .dy = dy.data,
+                                 .dx = call->din[X].data,
+                                 .dweight = call->din[WEIGHT].data,
+                                 .ldy = dy.ld,
+                                 .scale = 1,
+                                 .accumulate = call->accumulate[X],
+                                 .scratch = call->scratch};
     boot_conv_args weights = args, data = args;
     weights.ldx = call->in[X].ld;
     data.ldx = call->din[X].ld;
     if (args.dweight)
-        BOOT_TRY(state->kernel[BOOT_CONV_WEIGHTS]->run(state->state[BOOT_CONV_WEIGHTS], s, BOOT_CONV_WEIGHTS,
-                                                       &weights));
+        BOOT_TRY(state->kernel[BOOT_CONV_WEIGHTS]->run(state->state[BOOT_CONV_WEIGHTS], s,
+                                                       BOOT_CONV_WEIGHTS, &weights));
     if (args.dx)
-        BOOT_TRY(state->kernel[BOOT_CONV_DATA]->run(state->state[BOOT_CONV_DATA], s, BOOT_CONV_DATA, &data));
+        BOOT_TRY(state->kernel[BOOT_CONV_DATA]->run(state->state[BOOT_CONV_DATA], s, BOOT_CONV_DATA,
+                                                    &data));
     const boot_tensor *dr = &call->din[RESIDUAL];
-    if (dr->data && dr->data != call->dout.data) scale_rows(&dy, dr, 1.0f, call->accumulate[RESIDUAL]);
+    if (dr->data && dr->data != call->dout.data)
+        scale_rows(&dy, dr, 1.0f, call->accumulate[RESIDUAL]);
     return BOOT_OK;
 }
 
 const boot_op boot_op_conv2d = {
-    .name = "conv2d", .inputs = "x weight bias? temb? residual?", .attrs = "stride pad_begin pad_end scale kernel?",
-    .doc = "y = scale (conv(x) + bias + temb + residual). x: (N, H, W, I), weight: (O, I, k, k), bias: (O), "
+    .name = "conv2d",
+    .inputs = "x weight bias? temb? residual?",
+    .attrs = "stride pad_begin pad_end scale kernel?",
+    .doc = "y = scale (conv(x) + bias + temb + residual). x: (N, H, W, I), weight: (O, I, k, k), "
+           "bias: (O), "
            "temb: (N, O), residual, y: (N, Ho, Wo, O).",
-    .flags = 0, .backward_reads = 1u << X | 1u << WEIGHT, .overwrites = 1u << X,
-    .infer = conv2d_infer, .plan = conv2d_plan, .forward = conv2d_forward, .backward = conv2d_backward,
+    .flags = 0,
+    .backward_reads = 1u << X | 1u << WEIGHT,
+    .overwrites = 1u << X,
+    .infer = conv2d_infer,
+    .plan = conv2d_plan,
+    .forward = conv2d_forward,
+    .backward = conv2d_backward,
     .release = conv2d_release,
 };

@@ -7,7 +7,12 @@
 
 #include "base/dnnl.h"
 
-typedef enum { BOOT_CONV_FORWARD = 0, BOOT_CONV_DATA, BOOT_CONV_WEIGHTS, BOOT_CONV_DIRECTIONS } boot_conv_direction;
+typedef enum {
+    BOOT_CONV_FORWARD = 0,
+    BOOT_CONV_DATA,
+    BOOT_CONV_WEIGHTS,
+    BOOT_CONV_DIRECTIONS
+} boot_conv_direction;
 
 typedef struct {
     int64_t N, H, W, I; /* input images */
@@ -16,8 +21,8 @@ typedef struct {
     bool has_bias;
 } boot_conv_shape;
 
-/* Arrays of one call. x, dx: (N, H, W, I) with pixel stride ldx; y, dy, residual: (N, Ho, Wo, O) with pixel
-   strides ldy, ldr; weight, dweight: (O, I, k, k) dense; bias: (O); temb: (N, O). */
+/* Arrays of one call. x, dx: (N, H, W, I) with pixel stride ldx; y, dy, residual: (N, Ho, Wo, O)
+   with pixel strides ldy, ldr; weight, dweight: (O, I, k, k) dense; bias: (O); temb: (N, O). */
 typedef struct {
     const float *x, *weight, *bias, *temb, *residual, *dy;
     float *y, *dx, *dweight;
@@ -29,17 +34,19 @@ typedef struct {
 
 typedef struct {
     const char *name;
-    bool fused;   /* forward: run() applies temb, residual and scale itself; data: honours accumulate */
+    bool fused; /* forward: run() applies temb, residual and scale itself; data: honours accumulate
+                 */
     bool automatic; /* takes part in timing */
     bool (*applies)(const boot_conv_shape *shape, boot_conv_direction direction);
-    boot_status (*create)(const boot_conv_shape *shape, boot_conv_direction direction, boot_dnnl *dnnl,
-                          void **state, int64_t *scratch_floats);
+    boot_status (*create)(const boot_conv_shape *shape, boot_conv_direction direction,
+                          boot_dnnl *dnnl, void **state, int64_t *scratch_floats);
     boot_status (*run)(void *state, const boot_conv_shape *shape, boot_conv_direction direction,
                        const boot_conv_args *args);
     void (*destroy)(void *state);
 } boot_conv_kernel;
 
-extern const boot_conv_kernel boot_conv_direct, boot_conv_dnnl_winograd, boot_conv_winograd, boot_conv_plain;
+extern const boot_conv_kernel boot_conv_direct, boot_conv_dnnl_winograd, boot_conv_winograd,
+    boot_conv_plain;
 
 /* All kernels; boot_conv_kernels[0] is "auto" (NULL). */
 enum { BOOT_NUM_CONV_KERNELS = 5 };
@@ -47,6 +54,7 @@ extern const boot_conv_kernel *const boot_conv_kernels[BOOT_NUM_CONV_KERNELS];
 
 /* Best of `repeats` runs in seconds on made-up data, for the tuner and for benchmarks. */
 boot_status boot_conv_time(const boot_conv_kernel *kernel, const boot_conv_shape *shape,
-                           boot_conv_direction direction, boot_dnnl *dnnl, int repeats, double *seconds);
+                           boot_conv_direction direction, boot_dnnl *dnnl, int repeats,
+                           double *seconds);
 
 #endif

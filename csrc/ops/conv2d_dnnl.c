@@ -1,18 +1,21 @@
-/* conv2d_dnnl.c: oneDNN's convolutions, direct (NHWC) and Winograd (its own blocked layout), as kernels of conv2d.
+/* conv2d_dnnl.c: oneDNN's convolutions, direct (NHWC) and Winograd (its own blocked layout), as
+ * kernels of conv2d.
  *
- * Our arrays are NHWC and OIHW; where the primitive wants another layout, a reorder primitive runs around it.
- * All memory, oneDNN's scratchpad included, is the caller's: scratchpad_mode_user frees a primitive from the
- * thread that created it. */
+ * Our arrays are NHWC and OIHW; where the primitive wants another layout, a reorder primitive runs
+ * around it. All memory, oneDNN's scratchpad included, is the caller's: scratchpad_mode_user frees
+ * a primitive from the thread that created it. */
 #include <string.h>
 
 #include "base/memory.h"
 #include "ops/conv2d.h"
 
-/* One argument of the primitive: our layout, its layout, and the reorder between them if they differ. */
+/* One argument of the primitive: our layout, its layout, and the reorder between them if they
+ * differ. */
 typedef struct {
     dnnl_memory_t ours, theirs; /* `theirs` is NULL when both layouts are the same */
     dnnl_primitive_t reorder;
-    int64_t offset, reorder_pad; /* floats into scratch: the copy, and the reorder's own scratchpad */
+    int64_t offset,
+        reorder_pad; /* floats into scratch: the copy, and the reorder's own scratchpad */
     dnnl_memory_t pad;
     int arg;
 } conv_arg;
@@ -64,8 +67,9 @@ static void setup_close(conv_setup *u) {
     if (u->attr) dnnl_primitive_attr_destroy(u->attr);
 }
 
-static boot_status setup_open(conv_setup *u, const boot_conv_shape *c, boot_conv_direction direction,
-                              dnnl_alg_kind_t alg, dnnl_engine_t engine) {
+static boot_status setup_open(conv_setup *u, const boot_conv_shape *c,
+                              boot_conv_direction direction, dnnl_alg_kind_t alg,
+                              dnnl_engine_t engine) {
     const dnnl_dims_t dims[NUM_ARGS] = {
         {c->N, c->I, c->H, c->W}, {c->O, c->I, c->k, c->k}, {c->N, c->O, c->Ho, c->Wo}};
     const dnnl_format_tag_t tags[NUM_ARGS] = {dnnl_nhwc, dnnl_oihw, dnnl_nhwc};
@@ -74,25 +78,36 @@ static boot_status setup_open(conv_setup *u, const boot_conv_shape *c, boot_conv
     const dnnl_dims_t bias_dims = {c->O};
     for (int i = 0; i < NUM_ARGS; i++) {
         const bool any = i == WEIGHT || alg == dnnl_convolution_winograd;
-        BOOT_DNNL_TRY(dnnl_memory_desc_create_with_tag(&u->ours[i], 4, dims[i], dnnl_f32, tags[i]), "layout");
+        BOOT_DNNL_TRY(dnnl_memory_desc_create_with_tag(&u->ours[i], 4, dims[i], dnnl_f32, tags[i]),
+                      "layout");
         BOOT_DNNL_TRY(dnnl_memory_desc_create_with_tag(&u->asked[i], 4, dims[i], dnnl_f32,
-                                                       any ? dnnl_format_tag_any : tags[i]), "layout");
+                                                       any ? dnnl_format_tag_any : tags[i]),
+                      "layout");
     }
-    if (c->has_bias) BOOT_DNNL_TRY(dnnl_memory_desc_create_with_tag(&u->bias, 1, bias_dims, dnnl_f32, dnnl_a), "bias");
+    if (c->has_bias)
+        BOOT_DNNL_TRY(dnnl_memory_desc_create_with_tag(&u->bias, 1, bias_dims, dnnl_f32, dnnl_a),
+                      "bias");
     BOOT_DNNL_TRY(dnnl_primitive_attr_create(&u->attr), "attributes");
-    BOOT_DNNL_TRY(dnnl_primitive_attr_set_scratchpad_mode(u->attr, dnnl_scratchpad_mode_user), "attributes");
+    BOOT_DNNL_TRY(dnnl_primitive_attr_set_scratchpad_mode(u->attr, dnnl_scratchpad_mode_user),
+                  "attributes");
     BOOT_DNNL_TRY(dnnl_convolution_forward_primitive_desc_create(
-                      direction == BOOT_CONV_FORWARD ? &u->pd : &u->hint, engine, dnnl_forward_training, alg,
-                      u->asked[SRC], u->asked[WEIGHT], direction == BOOT_CONV_FORWARD ? u->bias : NULL,
-                      u->asked[DST], strides, dilates, before, after, u->attr), "convolution");
+                      direction == BOOT_CONV_FORWARD ? &u->pd : &u->hint, engine,
+                      dnnl_forward_training, alg, u->asked[SRC], u->asked[WEIGHT],
+                      direction == BOOT_CONV_FORWARD ? u->bias : NULL, u->asked[DST], strides,
+                      dilates, before, after, u->attr),
+                  "convolution");
     if (direction == BOOT_CONV_DATA)
         return boot_dnnl_check(dnnl_convolution_backward_data_primitive_desc_create(
-                                   &u->pd, engine, alg, u->asked[SRC], u->asked[WEIGHT], u->asked[DST], strides,
-                                   dilates, before, after, u->hint, u->attr), "convolution data gradient");
+                                   &u->pd, engine, alg, u->asked[SRC], u->asked[WEIGHT],
+                                   u->asked[DST], strides, dilates, before, after, u->hint,
+                                   u->attr),
+                               "convolution data gradient");
     if (direction == BOOT_CONV_WEIGHTS)
         return boot_dnnl_check(dnnl_convolution_backward_weights_primitive_desc_create(
-                                   &u->pd, engine, alg, u->asked[SRC], u->asked[WEIGHT], NULL, u->asked[DST],
-                                   strides, dilates, before, after, u->hint, u->attr), "convolution weight gradient");
+                                   &u->pd, engine, alg, u->asked[SRC], u->asked[WEIGHT], NULL,
+                                   u->asked[DST], strides, dilates, before, after, u->hint,
+                                   u->attr),
+                               "convolution weight gradient");
     return BOOT_OK;
 }
 
@@ -100,7 +115,8 @@ static boot_status setup_open(conv_setup *u, const boot_conv_shape *c, boot_conv
 static boot_status bind_arg(conv_state *s, conv_setup *u, int i, int dnnl_arg, dnnl_engine_t engine,
                             int64_t *scratch) {
     conv_arg *a = &s->args[i];
-    const_dnnl_memory_desc_t chosen = dnnl_primitive_desc_query_md(u->pd, dnnl_query_exec_arg_md, dnnl_arg);
+    const_dnnl_memory_desc_t chosen =
+        dnnl_primitive_desc_query_md(u->pd, dnnl_query_exec_arg_md, dnnl_arg);
     a->arg = dnnl_arg;
     BOOT_DNNL_TRY(dnnl_memory_create(&a->ours, u->ours[i], engine, DNNL_MEMORY_NONE), "memory");
     if (dnnl_memory_desc_equal(chosen, u->ours[i])) return BOOT_OK;
@@ -110,18 +126,22 @@ static boot_status bind_arg(conv_state *s, conv_setup *u, int i, int dnnl_arg, d
     dnnl_primitive_desc_t pd = NULL;
     const bool out = i == s->output;
     BOOT_DNNL_TRY(dnnl_reorder_primitive_desc_create(&pd, out ? chosen : u->ours[i], engine,
-                                                     out ? u->ours[i] : chosen, engine, u->attr), "reorder");
+                                                     out ? u->ours[i] : chosen, engine, u->attr),
+                  "reorder");
     const_dnnl_memory_desc_t pad = dnnl_primitive_desc_query_md(pd, dnnl_query_scratchpad_md, 0);
     boot_status status = boot_dnnl_check(dnnl_primitive_create(&a->reorder, pd), "reorder");
-    if (!status) status = boot_dnnl_check(dnnl_memory_create(&a->pad, pad, engine, DNNL_MEMORY_NONE), "memory");
+    if (!status)
+        status =
+            boot_dnnl_check(dnnl_memory_create(&a->pad, pad, engine, DNNL_MEMORY_NONE), "memory");
     a->reorder_pad = *scratch;
     *scratch += floats_of(pad);
     dnnl_primitive_desc_destroy(pd);
     return status;
 }
 
-static boot_status conv_create(const boot_conv_shape *c, boot_conv_direction direction, boot_dnnl *dnnl,
-                               dnnl_alg_kind_t alg, void **state, int64_t *scratch) {
+static boot_status conv_create(const boot_conv_shape *c, boot_conv_direction direction,
+                               boot_dnnl *dnnl, dnnl_alg_kind_t alg, void **state,
+                               int64_t *scratch) {
     static const int arg_of[BOOT_CONV_DIRECTIONS][NUM_ARGS] = {
         {DNNL_ARG_SRC, DNNL_ARG_WEIGHTS, DNNL_ARG_DST},
         {DNNL_ARG_DIFF_SRC, DNNL_ARG_WEIGHTS, DNNL_ARG_DIFF_DST},
@@ -135,15 +155,19 @@ static boot_status conv_create(const boot_conv_shape *c, boot_conv_direction dir
     *scratch = 0;
     boot_status status = setup_open(&u, c, direction, alg, dnnl->engine);
     if (!status) {
-        const_dnnl_memory_desc_t pad = dnnl_primitive_desc_query_md(u.pd, dnnl_query_scratchpad_md, 0);
-        status = boot_dnnl_check(dnnl_memory_create(&s->pad, pad, dnnl->engine, DNNL_MEMORY_NONE), "memory");
+        const_dnnl_memory_desc_t pad =
+            dnnl_primitive_desc_query_md(u.pd, dnnl_query_scratchpad_md, 0);
+        status = boot_dnnl_check(dnnl_memory_create(&s->pad, pad, dnnl->engine, DNNL_MEMORY_NONE),
+                                 "memory");
         *scratch = floats_of(pad);
     }
     for (int i = 0; !status && i < NUM_ARGS; i++)
         status = bind_arg(s, &u, i, arg_of[direction][i], dnnl->engine, scratch);
     if (!status && direction == BOOT_CONV_FORWARD && c->has_bias)
-        status = boot_dnnl_check(dnnl_memory_create(&s->bias, u.bias, dnnl->engine, DNNL_MEMORY_NONE), "memory");
-    if (!status) status = boot_dnnl_check(dnnl_primitive_create(&s->primitive, u.pd), "convolution");
+        status = boot_dnnl_check(
+            dnnl_memory_create(&s->bias, u.bias, dnnl->engine, DNNL_MEMORY_NONE), "memory");
+    if (!status)
+        status = boot_dnnl_check(dnnl_primitive_create(&s->primitive, u.pd), "convolution");
     setup_close(&u);
     if (status) {
         conv_destroy(s);
@@ -174,7 +198,8 @@ static boot_status conv_run(void *opaque, const boot_conv_shape *c, boot_conv_di
         conv_arg *a = &s->args[i];
         BOOT_DNNL_TRY(dnnl_memory_set_data_handle(a->ours, (void *)ours[i]), "argument");
         if (a->theirs) {
-            BOOT_DNNL_TRY(dnnl_memory_set_data_handle(a->theirs, args->scratch + a->offset), "argument");
+            BOOT_DNNL_TRY(dnnl_memory_set_data_handle(a->theirs, args->scratch + a->offset),
+                          "argument");
             if (i != s->output) BOOT_TRY(run_reorder(s, a, false, args->scratch));
         }
         list[count++] = (dnnl_exec_arg_t){a->arg, a->theirs ? a->theirs : a->ours};
@@ -200,19 +225,25 @@ static bool winograd_applies(const boot_conv_shape *c, boot_conv_direction direc
     return c->k == 3 && c->stride == 1 && c->pad_begin == 1 && c->pad_end == 1;
 }
 
-static boot_status direct_create(const boot_conv_shape *c, boot_conv_direction direction, boot_dnnl *dnnl,
-                                 void **state, int64_t *scratch) {
+static boot_status direct_create(const boot_conv_shape *c, boot_conv_direction direction,
+                                 boot_dnnl *dnnl, void **state, int64_t *scratch) {
     return conv_create(c, direction, dnnl, dnnl_convolution_direct, state, scratch);
 }
 
-static boot_status winograd_create(const boot_conv_shape *c, boot_conv_direction direction, boot_dnnl *dnnl,
-                                   void **state, int64_t *scratch) {
+static boot_status winograd_create(const boot_conv_shape *c, boot_conv_direction direction,
+                                   boot_dnnl *dnnl, void **state, int64_t *scratch) {
     return conv_create(c, direction, dnnl, dnnl_convolution_winograd, state, scratch);
 }
 
-const boot_conv_kernel boot_conv_direct = {
-    .name = "direct", .automatic = true, .applies = direct_applies, .create = direct_create, .run = conv_run,
-    .destroy = conv_destroy};
-const boot_conv_kernel boot_conv_dnnl_winograd = {
-    .name = "dnnl_winograd", .automatic = true, .applies = winograd_applies, .create = winograd_create,
-    .run = conv_run, .destroy = conv_destroy};
+const boot_conv_kernel boot_conv_direct = {.name = "direct",
+                                           .automatic = true,
+                                           .applies = direct_applies,
+                                           .create = direct_create,
+                                           .run = conv_run,
+                                           .destroy = conv_destroy};
+const boot_conv_kernel boot_conv_dnnl_winograd = {.name = "dnnl_winograd",
+                                                  .automatic = true,
+                                                  .applies = winograd_applies,
+                                                  .create = winograd_create,
+                                                  .run = conv_run,
+                                                  .destroy = conv_destroy};

@@ -1,11 +1,14 @@
-/* conv2d_winograd.c: Winograd's F(4x4, 3x3) for 3x3 convolutions of stride 1 and padding 1 (Lavin and Gray 2016).
+/* conv2d_winograd.c: Winograd's F(4x4, 3x3) for 3x3 convolutions of stride 1 and padding 1 (Lavin
+ * and Gray 2016).
  *
- *   y = A^T [ sum_i (G g_i G^T) . (B^T d_i B) ] A      6x6 input tiles d, 3x3 weights g, 4x4 output tiles y
+ *   y = A^T [ sum_i (G g_i G^T) . (B^T d_i B) ] A      6x6 input tiles d, 3x3 weights g, 4x4 output
+ * tiles y
  *
- * 36 multiplications do the work of 144. Data gradient: the same with weights turned round and transposed.
- * Weight gradient: the adjoint,  dg = G^T [ sum_tiles (B^T d B) . (A dy A^T) ] G.
- * The sums over channels (or tiles) are 36 matrix products with packed panels. Tiles are independent and sums keep
- * one order, so results do not depend on the number of threads. fp32 throughout; error about 3e-6 relative. */
+ * 36 multiplications do the work of 144. Data gradient: the same with weights turned round and
+ * transposed. Weight gradient: the adjoint,  dg = G^T [ sum_tiles (B^T d B) . (A dy A^T) ] G. The
+ * sums over channels (or tiles) are 36 matrix products with packed panels. Tiles are independent
+ * and sums keep one order, so results do not depend on the number of threads. fp32 throughout;
+ * error about 3e-6 relative. */
 #include <omp.h>
 #include <string.h>
 
@@ -30,12 +33,14 @@ typedef struct {
 } tile_out;
 
 typedef struct {
-    void (*input_tile)(const tile_map *, const float *image, int64_t h0, int64_t w0, float *v, int64_t plane);
-    void (*grad_tile)(const tile_map *, const float *image, int64_t h0, int64_t w0, float *v, int64_t plane);
-    void (*output_tile)(const tile_map *, const tile_out *, const float *m, int64_t plane, int64_t n, int64_t h0,
-                        int64_t w0);
-    void (*weight_panel)(int64_t outputs, int64_t K, const float *w, int64_t so, int64_t sk, bool flip, float *u,
-                         int64_t plane);
+    void (*input_tile)(const tile_map *, const float *image, int64_t h0, int64_t w0, float *v,
+                       int64_t plane);
+    void (*grad_tile)(const tile_map *, const float *image, int64_t h0, int64_t w0, float *v,
+                      int64_t plane);
+    void (*output_tile)(const tile_map *, const tile_out *, const float *m, int64_t plane,
+                        int64_t n, int64_t h0, int64_t w0);
+    void (*weight_panel)(int64_t outputs, int64_t K, const float *w, int64_t so, int64_t sk,
+                         bool flip, float *u, int64_t plane);
     void (*weight_grad)(int64_t outputs, const float *du, int64_t plane, float *dw, int64_t so);
 } transforms;
 
@@ -63,19 +68,24 @@ typedef struct {
 
 static const transforms *choose_transforms(void) {
     switch (boot_isa()) {
-        case BOOT_ISA_AVX512: return &avx512_transforms;
-        case BOOT_ISA_AVX2: return &avx2_transforms;
-        default: return &sse_transforms;
+    case BOOT_ISA_AVX512:
+        return &avx512_transforms;
+    case BOOT_ISA_AVX2:
+        return &avx2_transforms;
+    default:
+        return &sse_transforms;
     }
 }
 
 static int64_t round_up(int64_t x, int64_t to) { return (x + to - 1) / to * to; }
 
-/* Row strides are padded by a cache line: a multiple of 4096 bytes would put all rows into one cache set. */
+/* Row strides are padded by a cache line: a multiple of 4096 bytes would put all rows into one
+ * cache set. */
 static int64_t row_of(int64_t channels) { return round_up(channels, 32) + PAD; }
 
-/* How one pass is cut: `tiles` over all images, `block` of them at a time. Either every thread takes whole blocks
-   (private buffers), or, with fewer blocks than threads, all threads share each stage of one block. */
+/* How one pass is cut: `tiles` over all images, `block` of them at a time. Either every thread
+   takes whole blocks (private buffers), or, with fewer blocks than threads, all threads share each
+   stage of one block. */
 typedef struct {
     int64_t th, tw, tiles, block, blocks;
     int64_t ldv, ldm, plane_v, plane_m; /* floats */
@@ -118,8 +128,8 @@ static void tile_position(const cut *k, int64_t tile, int64_t *n, int64_t *h0, i
 static void input_tile(const pass *p, int64_t tile, int64_t slot, float *v) {
     int64_t n, h0, w0;
     tile_position(&p->cut, tile, &n, &h0, &w0);
-    p->f->input_tile(&p->in, p->x + n * p->in.H * p->in.W * p->in.ld, h0 - 1, w0 - 1, v + slot * p->cut.ldv,
-                     p->cut.plane_v);
+    p->f->input_tile(&p->in, p->x + n * p->in.H * p->in.W * p->in.ld, h0 - 1, w0 - 1,
+                     v + slot * p->cut.ldv, p->cut.plane_v);
 }
 
 static void output_tile(const pass *p, int64_t tile, int64_t slot, const float *m) {
@@ -131,8 +141,8 @@ static void output_tile(const pass *p, int64_t tile, int64_t slot, const float *
 /* M = V U for panel j of plane q. */
 static void product(const pass *p, int64_t rows, int64_t q, int64_t j, const float *v, float *m) {
     p->panel(rows, p->in.channels, v + q * p->cut.plane_v, p->cut.ldv, 1,
-             p->u + q * p->plane_u + j * p->in.channels * p->nr, p->nr, m + q * p->cut.plane_m + j * p->nr,
-             p->cut.ldm, false);
+             p->u + q * p->plane_u + j * p->in.channels * p->nr, p->nr,
+             m + q * p->cut.plane_m + j * p->nr, p->cut.ldm, false);
 }
 
 static int64_t rows_in(const cut *k, int64_t block) {
@@ -173,11 +183,15 @@ static void run_shared(const pass *p, float *work) {
 
 static boot_status run_pass(const boot_conv_shape *s, const boot_conv_args *t, bool data) {
     const int64_t K = data ? s->O : s->I, C = data ? s->I : s->O;
-    pass p = {.f = choose_transforms(), .cut = cut_of(s->N, s->H, s->W, K, C, omp_get_max_threads()),
-              .in = {s->H, s->W, K, data ? t->ldy : t->ldx}, .out = {s->H, s->W, C, data ? t->ldx : t->ldy},
-              .x = data ? t->dy : t->x, .u = t->scratch};
-    p.sink = data ? (tile_out){.y = t->dx, .scale = 1, .accumulate = t->accumulate}
-                  : (tile_out){t->y, t->bias, t->temb, t->residual, t->ldr, t->ldt, t->scale, false};
+    pass p = {.f = choose_transforms(),
+              .cut = cut_of(s->N, s->H, s->W, K, C, omp_get_max_threads()),
+              .in = {s->H, s->W, K, data ? t->ldy : t->ldx},
+              .out = {s->H, s->W, C, data ? t->ldx : t->ldy},
+              .x = data ? t->dy : t->x,
+              .u = t->scratch};
+    p.sink = data
+                 ? (tile_out){.y = t->dx, .scale = 1, .accumulate = t->accumulate}
+                 : (tile_out){t->y, t->bias, t->temb, t->residual, t->ldr, t->ldt, t->scale, false};
     p.panel = boot_gemm_panel(&p.nr);
     p.panels = (C + p.nr - 1) / p.nr;
     p.plane_u = p.panels * K * p.nr + PAD;
@@ -192,15 +206,17 @@ static boot_status run_pass(const boot_conv_shape *s, const boot_conv_args *t, b
             p.f->weight_panel(C - o, K, t->weight + o * (data ? 9 : 9 * s->I), data ? 9 : 9 * s->I,
                               data ? 9 * s->I : 9, data, p.u + o * K, p.plane_u);
         }
-        if (p.cut.shared) run_shared(&p, work);
-        else run_blocks(&p, work);
+        if (p.cut.shared)
+            run_shared(&p, work);
+        else
+            run_blocks(&p, work);
     }
     return BOOT_OK;
 }
 
 /* dU += V^T D over one block of tiles, planes and rows of dU shared out among the threads. */
-static void grad_products(const boot_conv_shape *s, int64_t rows, const cut *k, const float *v, const float *d,
-                          float *du, int64_t plane_u, bool accumulate) {
+static void grad_products(const boot_conv_shape *s, int64_t rows, const cut *k, const float *v,
+                          const float *d, float *du, int64_t plane_u, bool accumulate) {
     enum { ROWS = 96 };
     int nr;
     const boot_panel_fn panel = boot_gemm_panel(&nr);
@@ -217,7 +233,11 @@ static void grad_products(const boot_conv_shape *s, int64_t rows, const cut *k, 
 
 /* The cut of a weight gradient: always in shared blocks of GRAD_BLOCK tiles. */
 static cut grad_cut(const boot_conv_shape *s) {
-    cut k = {.th = (s->H + 3) / 4, .tw = (s->W + 3) / 4, .ldv = row_of(s->I), .ldm = row_of(s->O), .shared = true};
+    cut k = {.th = (s->H + 3) / 4,
+             .tw = (s->W + 3) / 4,
+             .ldv = row_of(s->I),
+             .ldm = row_of(s->O),
+             .shared = true};
     k.tiles = s->N * k.th * k.tw;
     k.block = k.tiles < GRAD_BLOCK ? k.tiles : GRAD_BLOCK;
     k.blocks = (k.tiles + k.block - 1) / k.block;
@@ -239,8 +259,10 @@ static boot_status run_weights(const boot_conv_shape *s, const boot_conv_args *t
             for (int64_t i = 0; i < rows; i++) {
                 int64_t n, h0, w0;
                 tile_position(&k, b * k.block + i, &n, &h0, &w0);
-                f->input_tile(&in, t->x + n * s->H * s->W * t->ldx, h0 - 1, w0 - 1, v + i * k.ldv, k.plane_v);
-                f->grad_tile(&out, t->dy + n * s->H * s->W * t->ldy, h0, w0, d + i * k.ldm, k.plane_m);
+                f->input_tile(&in, t->x + n * s->H * s->W * t->ldx, h0 - 1, w0 - 1, v + i * k.ldv,
+                              k.plane_v);
+                f->grad_tile(&out, t->dy + n * s->H * s->W * t->ldy, h0, w0, d + i * k.ldm,
+                             k.plane_m);
             }
             grad_products(s, rows, &k, v, d, du, plane_u, b > 0);
         }
@@ -256,9 +278,10 @@ static bool winograd_applies(const boot_conv_shape *s, boot_conv_direction direc
     return s->k == 3 && s->stride == 1 && s->pad_begin == 1 && s->pad_end == 1;
 }
 
-/* No state; only the amount of scratch depends on the shape and the number of threads (plans are per number). */
-static boot_status winograd_create(const boot_conv_shape *s, boot_conv_direction direction, boot_dnnl *dnnl,
-                                   void **state, int64_t *scratch) {
+/* No state; only the amount of scratch depends on the shape and the number of threads (plans are
+ * per number). */
+static boot_status winograd_create(const boot_conv_shape *s, boot_conv_direction direction,
+                                   boot_dnnl *dnnl, void **state, int64_t *scratch) {
     (void)dnnl;
     *state = NULL;
     if (direction == BOOT_CONV_WEIGHTS) {
@@ -266,15 +289,17 @@ static boot_status winograd_create(const boot_conv_shape *s, boot_conv_direction
         *scratch = PLANES * (k.plane_v + k.plane_m + s->I * k.ldm + PAD);
         return BOOT_OK;
     }
-    const int64_t K = direction == BOOT_CONV_DATA ? s->O : s->I, C = direction == BOOT_CONV_DATA ? s->I : s->O;
+    const int64_t K = direction == BOOT_CONV_DATA ? s->O : s->I,
+                  C = direction == BOOT_CONV_DATA ? s->I : s->O;
     const int threads = omp_get_max_threads();
     const cut k = cut_of(s->N, s->H, s->W, K, C, threads);
-    *scratch = PLANES * (round_up(C, 32) * K + PAD + (k.shared ? 1 : threads) * (k.plane_v + k.plane_m));
+    *scratch =
+        PLANES * (round_up(C, 32) * K + PAD + (k.shared ? 1 : threads) * (k.plane_v + k.plane_m));
     return BOOT_OK;
 }
 
-static boot_status winograd_run(void *state, const boot_conv_shape *s, boot_conv_direction direction,
-                                const boot_conv_args *args) {
+static boot_status winograd_run(void *state, const boot_conv_shape *s,
+                                boot_conv_direction direction, const boot_conv_args *args) {
     (void)state;
     if (direction == BOOT_CONV_WEIGHTS) return run_weights(s, args);
     return run_pass(s, args, direction == BOOT_CONV_DATA);
@@ -282,6 +307,10 @@ static boot_status winograd_run(void *state, const boot_conv_shape *s, boot_conv
 
 static void winograd_destroy(void *state) { (void)state; }
 
-const boot_conv_kernel boot_conv_winograd = {
-    .name = "winograd", .fused = true, .automatic = true, .applies = winograd_applies, .create = winograd_create,
-    .run = winograd_run, .destroy = winograd_destroy};
+const boot_conv_kernel boot_conv_winograd = {.name = "winograd",
+                                             .fused = true,
+                                             .automatic = true,
+                                             .applies = winograd_applies,
+                                             .create = winograd_create,
+                                             .run = winograd_run,
+                                             .destroy = winograd_destroy};

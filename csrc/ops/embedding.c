@@ -1,4 +1,5 @@
-/* embedding.c: y[n] = weight[ids[n]], a table look-up; dweight[k] = sum of dy[n] over ids[n] == k. */
+/* embedding.c: y[n] = weight[ids[n]], a table look-up; dweight[k] = sum of dy[n] over ids[n] == k.
+ */
 #include <string.h>
 
 #include "ops/op.h"
@@ -11,17 +12,20 @@ static boot_status embedding_infer(boot_node *node) {
     return boot_expect_size(node, &node->out);
 }
 
-/* ids: (N) whole numbers stored as float32 (tables stay below 2^24 rows), weight: (K, T), y: (N, T) */
+/* ids: (N) whole numbers stored as float32 (tables stay below 2^24 rows), weight: (K, T), y: (N, T)
+ */
 static boot_status embedding_forward(const boot_node *node, const boot_call *call) {
     const boot_tensor *y = &call->out;
     const int64_t rows = call->in[WEIGHT].n;
     for (int64_t n = 0; n < y->n; n++) {
         const float id = call->in[IDS].data[n];
         if (!(id >= 0 && id < (float)rows) || id != (float)(int64_t)id)
-            return boot_fail(BOOT_ERR_VALUE,
-                             "embedding (%s): id %g at position %lld, expected a whole number in [0, %lld]",
-                             node->name, (double)id, (long long)n, (long long)rows - 1);
-        memcpy(y->data + n * y->ld, call->in[WEIGHT].data + (int64_t)id * y->c, y->c * sizeof(float));
+            return boot_fail(
+                BOOT_ERR_VALUE,
+                "embedding (%s): id %g at position %lld, expected a whole number in [0, %lld]",
+                node->name, (double)id, (long long)n, (long long)rows - 1);
+        memcpy(y->data + n * y->ld, call->in[WEIGHT].data + (int64_t)id * y->c,
+               y->c * sizeof(float));
     }
     return BOOT_OK;
 }
@@ -39,8 +43,13 @@ static boot_status embedding_backward(const boot_node *node, const boot_call *ca
 }
 
 const boot_op boot_op_embedding = {
-    .name = "embedding", .inputs = "ids weight", .attrs = "",
+    .name = "embedding",
+    .inputs = "ids weight",
+    .attrs = "",
     .doc = "Table look-up. ids: (N) whole numbers, weight: (K, T), y: (N, 1, 1, T).",
-    .flags = 0, .backward_reads = 1u << IDS,
-    .infer = embedding_infer, .forward = embedding_forward, .backward = embedding_backward,
+    .flags = 0,
+    .backward_reads = 1u << IDS,
+    .infer = embedding_infer,
+    .forward = embedding_forward,
+    .backward = embedding_backward,
 };

@@ -1,4 +1,5 @@
-/* fourier_embedding.c: random Fourier features of log t (Song et al. 2021; diffusers' GaussianFourierProjection).
+/* fourier_embedding.c: random Fourier features of log t (Song et al. 2021; diffusers'
+ * GaussianFourierProjection).
  *
  *   a_k = 2 pi ln(t) w_k;  y = [sin a, cos a], or [cos a, sin a] with flip_sin_to_cos
  *
@@ -23,7 +24,8 @@ static boot_status fourier_embedding_forward(const boot_node *node, const boot_c
     const int64_t half = y->c / 2;
     for (int64_t n = 0; n < y->n; n++) {
         float *row = y->data + n * y->ld;
-        float *sines = row + (node->attr[FLIP] ? half : 0), *cosines = row + (node->attr[FLIP] ? 0 : half);
+        float *sines = row + (node->attr[FLIP] ? half : 0),
+              *cosines = row + (node->attr[FLIP] ? 0 : half);
         const float log_t = logf(call->in[T].data[n]);
         for (int64_t k = 0; k < half; k++) {
             const float angle = log_t * call->in[WEIGHT].data[k] * 2.0f * (float)M_PI;
@@ -35,8 +37,12 @@ static boot_status fourier_embedding_forward(const boot_node *node, const boot_c
 }
 
 const boot_op boot_op_fourier_embedding = {
-    .name = "fourier_embedding", .inputs = "t weight", .attrs = "flip_sin_to_cos",
+    .name = "fourier_embedding",
+    .inputs = "t weight",
+    .attrs = "flip_sin_to_cos",
     .doc = "Fourier features of log t. t: (N), weight: (C), y: (N, 1, 1, 2C).",
-    .flags = BOOT_OP_NO_GRADIENT, .backward_reads = 0,
-    .infer = fourier_embedding_infer, .forward = fourier_embedding_forward,
+    .flags = BOOT_OP_NO_GRADIENT,
+    .backward_reads = 0,
+    .infer = fourier_embedding_infer,
+    .forward = fourier_embedding_forward,
 };

@@ -1,14 +1,14 @@
 /* group_norm.c: group normalisation, optional scale and shift, and activation in one operation.
  *
- *   xh = (x - mean) rstd                      mean, variance over one group of C/G channels and all pixels
- *   z  = g xh + b,   g = weight (1 + s),  b = bias (1 + s) + shift,   (s, shift) = scale_shift or 0
- *   y  = act(z)
- *   dz = act'(z) dy,  S1 = sum_p dz,  S2 = sum_p dz xh   (per image and channel)
- *   dx = rstd (g dz - A1 - xh A2),  A1, A2 = means over the group of g S1, g S2     (Wu and He 2018)
+ *   xh = (x - mean) rstd                      mean, variance over one group of C/G channels and all
+ * pixels z  = g xh + b,   g = weight (1 + s),  b = bias (1 + s) + shift,   (s, shift) = scale_shift
+ * or 0 y  = act(z) dz = act'(z) dy,  S1 = sum_p dz,  S2 = sum_p dz xh   (per image and channel) dx
+ * = rstd (g dz - A1 - xh A2),  A1, A2 = means over the group of g S1, g S2     (Wu and He 2018)
  *   dbias = sum_n (1+s) S1   dweight = sum_n (1+s) S2   ds = weight S2 + bias S1   dshift = S1
  *
- * Pixels are cut into chunks of fixed size and the partial sums added in order: the same bits for any number
- * of threads. Sums are taken about the first pixel's value, so a large mean costs no precision. */
+ * Pixels are cut into chunks of fixed size and the partial sums added in order: the same bits for
+ * any number of threads. Sums are taken about the first pixel's value, so a large mean costs no
+ * precision. */
 #include <math.h>
 #include <string.h>
 
@@ -26,14 +26,17 @@ static boot_status group_norm_infer(boot_node *node) {
     const int64_t G = (int64_t)node->attr[GROUPS];
     const double act = node->attr[ACT];
     if (G < 1 || x->c % G)
-        return boot_fail(BOOT_ERR_VALUE, "group_norm (%s): %lld channels in %lld groups, expected a divisor",
+        return boot_fail(BOOT_ERR_VALUE,
+                         "group_norm (%s): %lld channels in %lld groups, expected a divisor",
                          node->name, (long long)x->c, (long long)G);
     if (!(act >= 0 && act < BOOT_NUM_ACTS) || !(node->attr[EPS] >= 0))
-        return boot_fail(BOOT_ERR_VALUE, "group_norm (%s): act %g, eps %g, expected act in [0, %d], eps >= 0",
+        return boot_fail(BOOT_ERR_VALUE,
+                         "group_norm (%s): act %g, eps %g, expected act in [0, %d], eps >= 0",
                          node->name, act, node->attr[EPS], BOOT_NUM_ACTS - 1);
     BOOT_TRY(boot_expect_count(node, WEIGHT, "weight", x->c));
     BOOT_TRY(boot_expect_count(node, BIAS, "bias", x->c));
-    if (node->in[SCALE_SHIFT].n) BOOT_TRY(boot_expect_count(node, SCALE_SHIFT, "scale_shift", x->n * 2 * x->c));
+    if (node->in[SCALE_SHIFT].n)
+        BOOT_TRY(boot_expect_count(node, SCALE_SHIFT, "scale_shift", x->n * 2 * x->c));
     node->out = boot_shape(x->n, x->h, x->w, x->c);
     node->saved_floats = 2 * x->n * G;
     node->scratch_floats = x->n * num_chunks(x) * 2 * x->c + x->n * 7 * x->c;
@@ -52,27 +55,36 @@ BOOT_INLINE void moments_body(int64_t pixels, int64_t C, const float *restrict x
             s2[c] += d * d;
         }
 }
-BOOT_MULTI_ISA(moments, (int64_t pixels, int64_t C, const float *x, int64_t ld, const float *origin, float *sums),
+BOOT_MULTI_ISA(moments,
+               (int64_t pixels, int64_t C, const float *x, int64_t ld, const float *origin,
+                float *sums),
                (pixels, C, x, ld, origin, sums))
 
 /* y = act(a x + b) with per-channel a, b. */
-BOOT_INLINE void apply_body(boot_act act, int64_t pixels, int64_t C, const float *restrict x, int64_t ldx,
-                            const float *restrict a, const float *restrict b, float *restrict y, int64_t ldy) {
-#define APPLY(A)                                                                 \
-    for (int64_t p = 0; p < pixels; p++)                                         \
-        for (int64_t c = 0; c < C; c++) y[p * ldy + c] = boot_act_value(A, a[c] * x[p * ldx + c] + b[c]);
+BOOT_INLINE void apply_body(boot_act act, int64_t pixels, int64_t C, const float *restrict x,
+                            int64_t ldx, const float *restrict a, const float *restrict b,
+                            float *restrict y, int64_t ldy) {
+#define APPLY(A)                                                                                   \
+    for (int64_t p = 0; p < pixels; p++)                                                           \
+        for (int64_t c = 0; c < C; c++)                                                            \
+            y[p * ldy + c] = boot_act_value(A, a[c] * x[p * ldx + c] + b[c]);
     switch (act) {
-        case BOOT_ACT_SILU: APPLY(BOOT_ACT_SILU) break;
-        case BOOT_ACT_GELU: APPLY(BOOT_ACT_GELU) break;
-        case BOOT_ACT_MISH: APPLY(BOOT_ACT_MISH) break;
-        case BOOT_ACT_RELU: APPLY(BOOT_ACT_RELU) break;
-        default: APPLY(BOOT_ACT_NONE) break;
+    case BOOT_ACT_SILU:
+        APPLY(BOOT_ACT_SILU) break;
+    case BOOT_ACT_GELU:
+        APPLY(BOOT_ACT_GELU) break;
+    case BOOT_ACT_MISH:
+        APPLY(BOOT_ACT_MISH) break;
+    case BOOT_ACT_RELU:
+        APPLY(BOOT_ACT_RELU) break;
+    default:
+        APPLY(BOOT_ACT_NONE) break;
     }
 #undef APPLY
 }
 BOOT_MULTI_ISA(apply,
-               (boot_act act, int64_t pixels, int64_t C, const float *x, int64_t ldx, const float *a,
-                const float *b, float *restrict y, int64_t ldy),
+               (boot_act act, int64_t pixels, int64_t C, const float *x, int64_t ldx,
+                const float *a, const float *b, float *restrict y, int64_t ldy),
                (act, pixels, C, x, ldx, a, b, y, ldy))
 
 /* Per-channel numbers of one image, each an array of C. */
@@ -83,8 +95,8 @@ typedef struct {
 } channel_terms;
 
 static channel_terms terms_of(float *block, int64_t C) {
-    return (channel_terms){block, block + C, block + 2 * C, block + 3 * C, block + 4 * C, block + 5 * C,
-                           block + 6 * C};
+    return (channel_terms){block,         block + C,     block + 2 * C, block + 3 * C,
+                           block + 4 * C, block + 5 * C, block + 6 * C};
 }
 
 static void fill_terms(const boot_node *node, const boot_call *call, int64_t n, channel_terms t) {
@@ -102,7 +114,8 @@ static void fill_terms(const boot_node *node, const boot_call *call, int64_t n, 
 }
 
 /* Mean and 1/sqrt(var + eps) of every group of image n, from its chunk sums. */
-static void finish_stats(const boot_node *node, const boot_call *call, int64_t n, const float *sums) {
+static void finish_stats(const boot_node *node, const boot_call *call, int64_t n,
+                         const float *sums) {
     const boot_tensor *x = &call->in[X];
     const int64_t C = x->c, G = (int64_t)node->attr[GROUPS], D = C / G, P = x->h * x->w;
     const float *origin = x->data + n * P * x->ld;
@@ -120,14 +133,16 @@ static void finish_stats(const boot_node *node, const boot_call *call, int64_t n
         }
         mean /= D;
         square /= D;
-        for (int64_t c = g * D; c < (g + 1) * D; c++) { /* spread of the channel means about the group's */
+        for (int64_t c = g * D; c < (g + 1) * D;
+             c++) { /* spread of the channel means about the group's */
             double s1 = 0;
             for (int64_t k = 0; k < num_chunks(x); k++) s1 += sums[k * 2 * C + c];
             const double d = origin[c] + s1 / P - mean;
             square += d * d / D;
         }
         call->saved[2 * (n * G + g)] = (float)mean;
-        call->saved[2 * (n * G + g) + 1] = (float)(1.0 / sqrt((square > 0 ? square : 0) + node->attr[EPS]));
+        call->saved[2 * (n * G + g) + 1] =
+            (float)(1.0 / sqrt((square > 0 ? square : 0) + node->attr[EPS]));
     }
 }
 
@@ -143,8 +158,8 @@ static boot_status group_norm_forward(const boot_node *node, const boot_call *ca
             for (int64_t n = 0; n < N; n++)
                 for (int64_t k = 0; k < K; k++) {
                     const float *image = x->data + n * P * x->ld;
-                    moments(P - k * CHUNK < CHUNK ? P - k * CHUNK : CHUNK, C, image + k * CHUNK * x->ld, x->ld,
-                            image, sums + (n * K + k) * 2 * C);
+                    moments(P - k * CHUNK < CHUNK ? P - k * CHUNK : CHUNK, C,
+                            image + k * CHUNK * x->ld, x->ld, image, sums + (n * K + k) * 2 * C);
                 }
         }
 #pragma omp for schedule(static)
@@ -170,62 +185,80 @@ static boot_status group_norm_forward(const boot_node *node, const boot_call *ca
 }
 
 /* S1 and S2 of one chunk; x, dy: (pixels, C), sums: (2, C). */
-BOOT_INLINE void grad_sums_body(boot_act act, int64_t pixels, int64_t C, const float *restrict x, int64_t ldx,
-                                const float *restrict dy, int64_t ldy, const channel_terms *t, float *restrict sums) {
+BOOT_INLINE void grad_sums_body(boot_act act, int64_t pixels, int64_t C, const float *restrict x,
+                                int64_t ldx, const float *restrict dy, int64_t ldy,
+                                const channel_terms *t, float *restrict sums) {
     float *restrict s1 = sums, *restrict s2 = sums + C;
     const float *restrict rstd = t->rstd, *restrict offset = t->offset;
     const float *restrict gain = t->gain, *restrict bias = t->bias;
     memset(sums, 0, 2 * C * sizeof(float));
-#define SUMS(A)                                                                        \
-    for (int64_t p = 0; p < pixels; p++)                                               \
-        for (int64_t c = 0; c < C; c++) {                                              \
-            const float xh = rstd[c] * x[p * ldx + c] + offset[c];                     \
-            const float dz = dy[p * ldy + c] * boot_act_slope(A, gain[c] * xh + bias[c]); \
-            s1[c] += dz;                                                               \
-            s2[c] += dz * xh;                                                          \
+#define SUMS(A)                                                                                    \
+    for (int64_t p = 0; p < pixels; p++)                                                           \
+        for (int64_t c = 0; c < C; c++) {                                                          \
+            const float xh = rstd[c] * x[p * ldx + c] + offset[c];                                 \
+            const float dz = dy[p * ldy + c] * boot_act_slope(A, gain[c] * xh + bias[c]);          \
+            s1[c] += dz;                                                                           \
+            s2[c] += dz * xh;                                                                      \
         }
     switch (act) {
-        case BOOT_ACT_SILU: SUMS(BOOT_ACT_SILU) break;
-        case BOOT_ACT_GELU: SUMS(BOOT_ACT_GELU) break;
-        case BOOT_ACT_MISH: SUMS(BOOT_ACT_MISH) break;
-        case BOOT_ACT_RELU: SUMS(BOOT_ACT_RELU) break;
-        default: SUMS(BOOT_ACT_NONE) break;
+    case BOOT_ACT_SILU:
+        SUMS(BOOT_ACT_SILU) break;
+    case BOOT_ACT_GELU:
+        SUMS(BOOT_ACT_GELU) break;
+    case BOOT_ACT_MISH:
+        SUMS(BOOT_ACT_MISH) break;
+    case BOOT_ACT_RELU:
+        SUMS(BOOT_ACT_RELU) break;
+    default:
+        SUMS(BOOT_ACT_NONE) break;
     }
 #undef SUMS
 }
 BOOT_MULTI_ISA(grad_sums,
-               (boot_act act, int64_t pixels, int64_t C, const float *x, int64_t ldx, const float *dy,
-                int64_t ldy, const channel_terms *t, float *sums),
+               (boot_act act, int64_t pixels, int64_t C, const float *x, int64_t ldx,
+                const float *dy, int64_t ldy, const channel_terms *t, float *sums),
                (act, pixels, C, x, ldx, dy, ldy, t, sums))
 
 /* dx = p dz + q xh + r */
-BOOT_INLINE void grad_apply_body(boot_act act, int64_t pixels, int64_t C, const float *restrict x, int64_t ldx,
-                                 const float *restrict dy, int64_t ldy, const channel_terms *t, float keep,
-                                 float *restrict dx, int64_t ldd) {
+BOOT_INLINE void grad_apply_body(boot_act act, int64_t pixels, int64_t C, const float *restrict x,
+                                 int64_t ldx, const float *restrict dy, int64_t ldy,
+                                 const channel_terms *t, float keep, float *restrict dx,
+                                 int64_t ldd) {
     const float *restrict rstd = t->rstd, *restrict offset = t->offset;
     const float *restrict gain = t->gain, *restrict bias = t->bias;
     const float *restrict P = t->p, *restrict Q = t->q, *restrict R = t->r;
-#define GRAD(A, OLD)                                                                   \
-    for (int64_t p = 0; p < pixels; p++)                                               \
-        for (int64_t c = 0; c < C; c++) {                                              \
-            const float xh = rstd[c] * x[p * ldx + c] + offset[c];                     \
-            const float dz = dy[p * ldy + c] * boot_act_slope(A, gain[c] * xh + bias[c]); \
-            dx[p * ldd + c] = OLD + (P[c] * dz + Q[c] * xh + R[c]);                    \
+#define GRAD(A, OLD)                                                                               \
+    for (int64_t p = 0; p < pixels; p++)                                                           \
+        for (int64_t c = 0; c < C; c++) {                                                          \
+            const float xh = rstd[c] * x[p * ldx + c] + offset[c];                                 \
+            const float dz = dy[p * ldy + c] * boot_act_slope(A, gain[c] * xh + bias[c]);          \
+            dx[p * ldd + c] = OLD + (P[c] * dz + Q[c] * xh + R[c]);                                \
         }
-#define GRADS(A) if (keep != 0.0f) { GRAD(A, dx[p * ldd + c]) } else { GRAD(A, 0.0f) }
+#define GRADS(A)                                                                                   \
+    if (keep != 0.0f) {                                                                            \
+        GRAD(A, dx[p * ldd + c])                                                                   \
+    } else {                                                                                       \
+        GRAD(A, 0.0f)                                                                              \
+    }
     switch (act) {
-        case BOOT_ACT_SILU: GRADS(BOOT_ACT_SILU) break;
-        case BOOT_ACT_GELU: GRADS(BOOT_ACT_GELU) break;
-        case BOOT_ACT_MISH: GRADS(BOOT_ACT_MISH) break;
-        case BOOT_ACT_RELU: GRADS(BOOT_ACT_RELU) break;
-        default: GRADS(BOOT_ACT_NONE) break;
+    case BOOT_ACT_SILU:
+        GRADS(BOOT_ACT_SILU) break;
+    case BOOT_ACT_GELU:
+        GRADS(BOOT_ACT_GELU) break;
+    case BOOT_ACT_MISH:
+        GRADS(BOOT_ACT_MISH) break;
+    case BOOT_ACT_RELU:
+        GRADS(BOOT_ACT_RELU) break;
+    default:
+        GRADS(BOOT_ACT_NONE) break;
     }
 #undef GRADS
 #undef GRAD
 }
 BOOT_MULTI_ISA(grad_apply,
-               (boot_act act, int64_t pixels, int64_t C, const float *x, int64_t ldx, const float *dy,
-                int64_t ldy, const channel_terms *t, float keep, float *restrict dx, int64_t ldd),
+               (boot_act act, int64_t pixels, int64_t C, const float *x, int64_t ldx,
+                const float *dy, int64_t ldy, const channel_terms *t, float keep,
+                float *restrict dx, int64_t ldd),
                (act, pixels, C, x, ldx, dy, ldy, t, keep, dx, ldd))
 
 /* Adds the chunk sums of image n (into chunk 0), then p, q, r of every channel. */
@@ -251,10 +284,12 @@ static void finish_grad(const boot_node *node, int64_t n, float *sums, channel_t
 }
 
 /* Gradients of weight, bias and scale_shift from S1, S2 of every image; `stride` floats apart. */
-static void parameter_grads(const boot_node *node, const boot_call *call, const float *sums, int64_t stride) {
+static void parameter_grads(const boot_node *node, const boot_call *call, const float *sums,
+                            int64_t stride) {
     const int64_t C = node->in[X].c, N = node->in[X].n;
     const float *ss = call->in[SCALE_SHIFT].data;
-    float *dweight = call->din[WEIGHT].data, *dbias = call->din[BIAS].data, *dss = call->din[SCALE_SHIFT].data;
+    float *dweight = call->din[WEIGHT].data, *dbias = call->din[BIAS].data,
+          *dss = call->din[SCALE_SHIFT].data;
     if (dweight) memset(dweight, 0, C * sizeof(float));
     if (dbias) memset(dbias, 0, C * sizeof(float));
     for (int64_t n = 0; n < N; n++)
@@ -285,8 +320,9 @@ static boot_status group_norm_backward(const boot_node *node, const boot_call *c
             for (int64_t k = 0; k < K; k++) {
                 const channel_terms t = terms_of(terms + n * 7 * C, C);
                 const int64_t at = n * P + k * CHUNK;
-                grad_sums(act, P - k * CHUNK < CHUNK ? P - k * CHUNK : CHUNK, C, x->data + at * x->ld, x->ld,
-                          dy->data + at * dy->ld, dy->ld, &t, sums + (n * K + k) * 2 * C);
+                grad_sums(act, P - k * CHUNK < CHUNK ? P - k * CHUNK : CHUNK, C,
+                          x->data + at * x->ld, x->ld, dy->data + at * dy->ld, dy->ld, &t,
+                          sums + (n * K + k) * 2 * C);
             }
 #pragma omp for schedule(static)
         for (int64_t n = 0; n < N; n++)
@@ -297,8 +333,8 @@ static boot_status group_norm_backward(const boot_node *node, const boot_call *c
                 for (int64_t k = 0; k < K; k++) {
                     const channel_terms t = terms_of(terms + n * 7 * C, C);
                     const int64_t at = n * P + k * CHUNK;
-                    grad_apply(act, P - k * CHUNK < CHUNK ? P - k * CHUNK : CHUNK, C, x->data + at * x->ld,
-                               x->ld, dy->data + at * dy->ld, dy->ld, &t,
+                    grad_apply(act, P - k * CHUNK < CHUNK ? P - k * CHUNK : CHUNK, C,
+                               x->data + at * x->ld, x->ld, dy->data + at * dy->ld, dy->ld, &t,
                                call->accumulate[X] ? 1.0f : 0.0f, dx->data + at * dx->ld, dx->ld);
                 }
         }
@@ -308,9 +344,13 @@ static boot_status group_norm_backward(const boot_node *node, const boot_call *c
 }
 
 const boot_op boot_op_group_norm = {
-    .name = "group_norm", .inputs = "x weight bias scale_shift?", .attrs = "num_groups eps act",
+    .name = "group_norm",
+    .inputs = "x weight bias scale_shift?",
+    .attrs = "num_groups eps act",
     .doc = "act(GN(x) (1 + s) + shift). x: (N, H, W, C), weight, bias: (C), scale_shift: (N, 2C).",
     .flags = BOOT_OP_RECOMPUTE,
     .backward_reads = 1u << X | 1u << WEIGHT | 1u << BIAS | 1u << SCALE_SHIFT,
-    .infer = group_norm_infer, .forward = group_norm_forward, .backward = group_norm_backward,
+    .infer = group_norm_infer,
+    .forward = group_norm_forward,
+    .backward = group_norm_backward,
 };

@@ -1,4 +1,5 @@
-/* linear.c: y = x W^T + b over the rows of x; also the 1x1 convolution, whose weight is (O, I, 1, 1).
+/* linear.c: y = x W^T + b over the rows of x; also the 1x1 convolution, whose weight is (O, I, 1,
+ * 1).
  *
  *   dx = dy W      dW = dy^T x      db = sum of dy over rows
  *
@@ -14,8 +15,8 @@ static boot_status linear_infer(boot_node *node) {
     const boot_tensor *x = &node->in[X], *weight = &node->in[WEIGHT];
     const int64_t O = weight->n, I = boot_row(weight);
     if (x->c != I)
-        return boot_fail(BOOT_ERR_VALUE, "linear (%s): x has %lld channels, weight expects %lld", node->name,
-                         (long long)x->c, (long long)I);
+        return boot_fail(BOOT_ERR_VALUE, "linear (%s): x has %lld channels, weight expects %lld",
+                         node->name, (long long)x->c, (long long)I);
     if (node->in[BIAS].n) BOOT_TRY(boot_expect_count(node, BIAS, "bias", O));
     node->out = boot_shape(x->n, x->h, x->w, O);
     node->scratch_floats = O * I; /* W^T */
@@ -48,7 +49,8 @@ static boot_status linear_backward(const boot_node *node, const boot_call *call)
         boot_gemm_parallel(M, I, O, dy->data, dy->ld, 1, call->in[WEIGHT].data, I, dx->data, dx->ld,
                            call->accumulate[X]);
     if (call->din[WEIGHT].data)
-        boot_gemm_parallel(O, I, M, dy->data, 1, dy->ld, x->data, x->ld, call->din[WEIGHT].data, I, false);
+        boot_gemm_parallel(O, I, M, dy->data, 1, dy->ld, x->data, x->ld, call->din[WEIGHT].data, I,
+                           false);
     if (db) {
         memset(db, 0, O * sizeof(float));
         for (int64_t m = 0; m < M; m++)
@@ -58,8 +60,14 @@ static boot_status linear_backward(const boot_node *node, const boot_call *call)
 }
 
 const boot_op boot_op_linear = {
-    .name = "linear", .inputs = "x weight bias?", .attrs = "",
-    .doc = "y = x W^T + b. x: (N, H, W, I), weight: (O, I) or (O, I, 1, 1), bias: (O), y: (N, H, W, O).",
-    .flags = 0, .backward_reads = 1u << X | 1u << WEIGHT,
-    .infer = linear_infer, .forward = linear_forward, .backward = linear_backward,
+    .name = "linear",
+    .inputs = "x weight bias?",
+    .attrs = "",
+    .doc = "y = x W^T + b. x: (N, H, W, I), weight: (O, I) or (O, I, 1, 1), bias: (O), y: (N, H, "
+           "W, O).",
+    .flags = 0,
+    .backward_reads = 1u << X | 1u << WEIGHT,
+    .infer = linear_infer,
+    .forward = linear_forward,
+    .backward = linear_backward,
 };

@@ -5,7 +5,8 @@ enum { X };
 
 static boot_status mean2x2_infer(boot_node *node) {
     const boot_tensor *x = &node->in[X];
-    node->out = boot_shape(x->n, x->h / 2, x->w / 2, x->c); /* an odd last row or column is dropped */
+    node->out =
+        boot_shape(x->n, x->h / 2, x->w / 2, x->c); /* an odd last row or column is dropped */
     return boot_expect_size(node, &node->out);
 }
 
@@ -51,8 +52,13 @@ static boot_status mean2x2_backward(const boot_node *node, const boot_call *call
 }
 
 const boot_op boot_op_mean2x2 = {
-    .name = "mean2x2", .inputs = "x", .attrs = "",
+    .name = "mean2x2",
+    .inputs = "x",
+    .attrs = "",
     .doc = "Mean over 2x2 blocks. x: (N, H, W, C), y: (N, H/2, W/2, C).",
-    .flags = BOOT_OP_RECOMPUTE, .backward_reads = 0,
-    .infer = mean2x2_infer, .forward = mean2x2_forward, .backward = mean2x2_backward,
+    .flags = BOOT_OP_RECOMPUTE,
+    .backward_reads = 0,
+    .infer = mean2x2_infer,
+    .forward = mean2x2_forward,
+    .backward = mean2x2_backward,
 };

@@ -29,9 +29,9 @@ boot_status boot_expect_size(const boot_node *node, const boot_tensor *shape) {
     int64_t size;
     if (shape->n < 1 || shape->h < 1 || shape->w < 1 || shape->c < 1)
         return boot_fail(BOOT_ERR_VALUE,
-                         "%s (%s): shape (%lld, %lld, %lld, %lld) has an empty dimension", node->op->name,
-                         node->name, (long long)shape->n, (long long)shape->h, (long long)shape->w,
-                         (long long)shape->c);
+                         "%s (%s): shape (%lld, %lld, %lld, %lld) has an empty dimension",
+                         node->op->name, node->name, (long long)shape->n, (long long)shape->h,
+                         (long long)shape->w, (long long)shape->c);
     BOOT_TRY(boot_mul(shape->n, shape->h, &size));
     BOOT_TRY(boot_mul(size, shape->w, &size));
     return boot_mul(size, shape->c, &size);

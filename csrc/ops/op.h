@@ -1,4 +1,5 @@
-/* op.h: what an operation is: a descriptor of five functions, and the node that uses it in a graph. */
+/* op.h: what an operation is: a descriptor of five functions, and the node that uses it in a graph.
+ */
 #ifndef BOOT_OP_H
 #define BOOT_OP_H
 
@@ -21,21 +22,23 @@ typedef struct {
     bool training;  /* forward: fill `saved` */
     bool again;     /* forward: a recomputation, `saved` is already filled */
 
-    /* Backward only. din[i].data == NULL: that gradient is not wanted. accumulate[i]: add to din[i] instead
-       of overwriting it (never true for the inputs in op->overwrites). */
+    /* Backward only. din[i].data == NULL: that gradient is not wanted. accumulate[i]: add to din[i]
+       instead of overwriting it (never true for the inputs in op->overwrites). */
     boot_tensor dout;
     boot_tensor din[BOOT_MAX_INPUTS];
     bool accumulate[BOOT_MAX_INPUTS];
 } boot_call;
 
 enum {
-    BOOT_OP_RECOMPUTE = 1,   /* so cheap that backward recomputes the output instead of keeping it */
+    BOOT_OP_RECOMPUTE = 1, /* so cheap that backward recomputes the output instead of keeping it */
     BOOT_OP_NO_GRADIENT = 2, /* a source: nothing flows back through it */
-    BOOT_OP_CONCAT = 4       /* output is its inputs side by side: the plan may place them there at once */
+    BOOT_OP_CONCAT =
+        4 /* output is its inputs side by side: the plan may place them there at once */
 };
 
-/* One operation. Names are lists separated by blanks; `?` marks an optional input or an attribute whose default is 0.
-   Floats in, floats out: integer inputs (class labels) are whole numbers stored as float32. */
+/* One operation. Names are lists separated by blanks; `?` marks an optional input or an attribute
+   whose default is 0. Floats in, floats out: integer inputs (class labels) are whole numbers stored
+   as float32. */
 typedef struct {
     const char *name, *inputs, *attrs, *doc;
     unsigned flags;
@@ -62,12 +65,12 @@ struct boot_node {
     bool wants_grad[BOOT_MAX_INPUTS];
     boot_tensor out;
     bool training;
-    /* Input whose gradient is exactly `dout` (residual adds): the plan lets it share dout's memory and then
-       passes din[i].data == dout.data. -1: none. */
+    /* Input whose gradient is exactly `dout` (residual adds): the plan lets it share dout's memory
+       and then passes din[i].data == dout.data. -1: none. */
     int grad_alias;
     int64_t saved_floats, scratch_floats;
-    /* Set by plan where a kernel needs dense pixels (ld == c): bit i for in[i], bit 31 for out. Elsewhere the
-       plan may hand out channel slices of a wider tensor. */
+    /* Set by plan where a kernel needs dense pixels (ld == c): bit i for in[i], bit 31 for out.
+       Elsewhere the plan may hand out channel slices of a wider tensor. */
     unsigned dense;
     void *state;
 };

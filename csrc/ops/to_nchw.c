@@ -1,4 +1,5 @@
-/* to_nchw.c: the network's output as (N, C, H, W), divided by t where the config says so; dx = dy / t. */
+/* to_nchw.c: the network's output as (N, C, H, W), divided by t where the config says so; dx = dy /
+ * t. */
 #include "ops/op.h"
 
 enum { X, T };
@@ -21,7 +22,8 @@ static boot_status to_nchw_forward(const boot_node *node, const boot_call *call)
         for (int64_t c = 0; c < x->c; c++)
             for (int64_t p = 0; p < P; p++) {
                 const float v = x->data[(n * P + p) * x->ld + c];
-                call->out.data[(n * x->c + c) * P + p] = call->in[T].data ? v / call->in[T].data[n] : v;
+                call->out.data[(n * x->c + c) * P + p] =
+                    call->in[T].data ? v / call->in[T].data[n] : v;
             }
     return BOOT_OK;
 }
@@ -43,8 +45,13 @@ static boot_status to_nchw_backward(const boot_node *node, const boot_call *call
 }
 
 const boot_op boot_op_to_nchw = {
-    .name = "to_nchw", .inputs = "x t?", .attrs = "",
+    .name = "to_nchw",
+    .inputs = "x t?",
+    .attrs = "",
     .doc = "Layout change at the network's exit. x: (N, H, W, C), y = x (or x / t): (N, C, H, W).",
-    .flags = 0, .backward_reads = 1u << T,
-    .infer = to_nchw_infer, .forward = to_nchw_forward, .backward = to_nchw_backward,
+    .flags = 0,
+    .backward_reads = 1u << T,
+    .infer = to_nchw_infer,
+    .forward = to_nchw_forward,
+    .backward = to_nchw_backward,
 };

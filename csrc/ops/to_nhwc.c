@@ -1,4 +1,5 @@
-/* to_nhwc.c: images come in as (N, C, H, W); y = scale * x + shift as (N, H, W, C). dx = scale * dy. */
+/* to_nhwc.c: images come in as (N, C, H, W); y = scale * x + shift as (N, H, W, C). dx = scale *
+ * dy. */
 #include "ops/op.h"
 
 enum { X };
@@ -14,7 +15,8 @@ static boot_status to_nhwc_infer(boot_node *node) {
 /* x: (N, C, H, W), y: (N, H, W, C) */
 static boot_status to_nhwc_forward(const boot_node *node, const boot_call *call) {
     const boot_tensor *y = &call->out;
-    const float *x = call->in[X].data, scale = (float)node->attr[SCALE], shift = (float)node->attr[SHIFT];
+    const float *x = call->in[X].data, scale = (float)node->attr[SCALE],
+                shift = (float)node->attr[SHIFT];
     const int64_t P = y->h * y->w;
 #pragma omp parallel for schedule(static) if (boot_count(y) > 16384)
     for (int64_t n = 0; n < y->n; n++)
@@ -41,8 +43,14 @@ static boot_status to_nhwc_backward(const boot_node *node, const boot_call *call
 }
 
 const boot_op boot_op_to_nhwc = {
-    .name = "to_nhwc", .inputs = "x", .attrs = "scale shift",
-    .doc = "Layout change at the network's door. x: (N, C, H, W), y = scale x + shift: (N, H, W, C).",
-    .flags = 0, .backward_reads = 0,
-    .infer = to_nhwc_infer, .forward = to_nhwc_forward, .backward = to_nhwc_backward,
+    .name = "to_nhwc",
+    .inputs = "x",
+    .attrs = "scale shift",
+    .doc =
+        "Layout change at the network's door. x: (N, C, H, W), y = scale x + shift: (N, H, W, C).",
+    .flags = 0,
+    .backward_reads = 0,
+    .infer = to_nhwc_infer,
+    .forward = to_nhwc_forward,
+    .backward = to_nhwc_backward,
 };

@@ -47,9 +47,13 @@ static boot_status upsample_nearest_backward(const boot_node *node, const boot_c
 }
 
 const boot_op boot_op_upsample_nearest = {
-    .name = "upsample_nearest", .inputs = "x", .attrs = "",
+    .name = "upsample_nearest",
+    .inputs = "x",
+    .attrs = "",
     .doc = "Nearest-neighbour upsampling by two. x: (N, H, W, C), y: (N, 2H, 2W, C).",
-    .flags = BOOT_OP_RECOMPUTE, .backward_reads = 0,
-    .infer = upsample_nearest_infer, .forward = upsample_nearest_forward,
+    .flags = BOOT_OP_RECOMPUTE,
+    .backward_reads = 0,
+    .infer = upsample_nearest_infer,
+    .forward = upsample_nearest_forward,
     .backward = upsample_nearest_backward,
 };

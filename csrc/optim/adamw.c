@@ -9,7 +9,8 @@
 
 enum { BLOCK = 16384, LANES = 16 };
 
-/* Sum of squares of up to BLOCK floats; 16 partial sums so that compilers vectorise it in a fixed order. */
+/* Sum of squares of up to BLOCK floats; 16 partial sums so that compilers vectorise it in a fixed
+ * order. */
 BOOT_INLINE void squares_body(int64_t count, const float *g, double *sum) {
     float part[LANES] = {0};
     int64_t i = 0;
@@ -21,8 +22,8 @@ BOOT_INLINE void squares_body(int64_t count, const float *g, double *sum) {
 }
 BOOT_MULTI_ISA(squares, (int64_t count, const float *g, double *sum), (count, g, sum))
 
-/* The squares of float32 overflow above 1.8e19; such a block is summed again in float64 before it is called
-   infinite. */
+/* The squares of float32 overflow above 1.8e19; such a block is summed again in float64 before it
+   is called infinite. */
 static double block_squares(int64_t count, const float *g) {
     double sum;
     squares(count, g, &sum);
@@ -38,7 +39,8 @@ static boot_status grad_norm(int64_t count, const float *grads, double *norm) {
     BOOT_TRY(boot_alloc((void **)&part, blocks * sizeof(double), false, "gradient norm"));
 #pragma omp parallel for schedule(static)
     for (int64_t b = 0; b < blocks; b++)
-        part[b] = block_squares(count - b * BLOCK < BLOCK ? count - b * BLOCK : BLOCK, grads + b * BLOCK);
+        part[b] =
+            block_squares(count - b * BLOCK < BLOCK ? count - b * BLOCK : BLOCK, grads + b * BLOCK);
     for (int64_t b = 0; b < blocks; b++) total += part[b];
     boot_free(part);
     *norm = sqrt(total);
@@ -50,8 +52,8 @@ typedef struct {
     float clip, b1, b2, decay, rate, root, epsilon, ema;
 } update_terms;
 
-BOOT_INLINE void update_body(int64_t count, const update_terms *u, float *restrict w, const float *restrict g,
-                             float *restrict m, float *restrict v) {
+BOOT_INLINE void update_body(int64_t count, const update_terms *u, float *restrict w,
+                             const float *restrict g, float *restrict m, float *restrict v) {
     const update_terms t = *u;
     for (int64_t i = 0; i < count; i++) {
         const float d = g[i] * t.clip;
@@ -61,26 +63,32 @@ BOOT_INLINE void update_body(int64_t count, const update_terms *u, float *restri
     }
 }
 BOOT_MULTI_ISA(update,
-               (int64_t count, const update_terms *u, float *restrict w, const float *restrict g, float *restrict m,
-                float *restrict v),
+               (int64_t count, const update_terms *u, float *restrict w, const float *restrict g,
+                float *restrict m, float *restrict v),
                (count, u, w, g, m, v))
 
-BOOT_INLINE void average_body(int64_t count, float keep, const float *restrict w, float *restrict ema) {
+BOOT_INLINE void average_body(int64_t count, float keep, const float *restrict w,
+                              float *restrict ema) {
     for (int64_t i = 0; i < count; i++) ema[i] = keep * ema[i] + (1.0f - keep) * w[i];
 }
-BOOT_MULTI_ISA(average, (int64_t count, float keep, const float *restrict w, float *restrict ema), (count, keep, w, ema))
+BOOT_MULTI_ISA(average, (int64_t count, float keep, const float *restrict w, float *restrict ema),
+               (count, keep, w, ema))
 
-boot_status boot_adamw_step(const boot_adamw_config *c, int64_t count, float *weights, const float *grads,
-                            float *m, float *v, float *ema, double *norm) {
+boot_status boot_adamw_step(const boot_adamw_config *c, int64_t count, float *weights,
+                            const float *grads, float *m, float *v, float *ema, double *norm) {
     BOOT_TRY(grad_norm(count, grads, norm));
     if (!isfinite(*norm))
-        return boot_fail(BOOT_ERR_NONFINITE, "gradient norm is %g, expected a finite number", *norm);
+        return boot_fail(BOOT_ERR_NONFINITE, "gradient norm is %g, expected a finite number",
+                         *norm);
     const double clip = c->max_grad_norm > 0 ? c->max_grad_norm / (*norm + 1e-6) : 1;
     const update_terms terms = {
-        .clip = (float)(clip < 1 ? clip : 1), .b1 = (float)c->beta1, .b2 = (float)c->beta2,
+        .clip = (float)(clip < 1 ? clip : 1),
+        .b1 = (float)c->beta1,
+        .b2 = (float)c->beta2,
         .decay = (float)(1 - c->learning_rate * c->weight_decay),
         .rate = (float)(c->learning_rate / (1 - pow(c->beta1, (double)c->step))),
-        .root = (float)(1 / sqrt(1 - pow(c->beta2, (double)c->step))), .epsilon = (float)c->epsilon,
+        .root = (float)(1 / sqrt(1 - pow(c->beta2, (double)c->step))),
+        .epsilon = (float)c->epsilon,
         .ema = (float)c->ema_decay};
 #pragma omp parallel for schedule(static)
     for (int64_t i = 0; i < count; i += BLOCK) {

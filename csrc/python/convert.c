@@ -4,11 +4,20 @@
 PyObject *boot_py_error(boot_status status) {
     PyObject *kind = PyExc_RuntimeError;
     switch (status) {
-        case BOOT_ERR_VALUE: kind = PyExc_ValueError; break;
-        case BOOT_ERR_MEMORY: kind = PyExc_MemoryError; break;
-        case BOOT_ERR_UNSUPPORTED: kind = PyExc_NotImplementedError; break;
-        case BOOT_ERR_NONFINITE: kind = PyExc_FloatingPointError; break;
-        default: break;
+    case BOOT_ERR_VALUE:
+        kind = PyExc_ValueError;
+        break;
+    case BOOT_ERR_MEMORY:
+        kind = PyExc_MemoryError;
+        break;
+    case BOOT_ERR_UNSUPPORTED:
+        kind = PyExc_NotImplementedError;
+        break;
+    case BOOT_ERR_NONFINITE:
+        kind = PyExc_FloatingPointError;
+        break;
+    default:
+        break;
     }
     PyErr_SetString(kind, boot_message());
     return NULL;
@@ -19,11 +28,12 @@ static PyArrayObject *convert(PyObject *object, int type, const char *name, int 
     if (!any) return NULL;
     PyArrayObject *array = NULL;
     if (PyArray_NDIM(any) > 4 || (rank >= 0 && PyArray_NDIM(any) != rank))
-        PyErr_Format(PyExc_ValueError, "%s has %d dimensions, expected %d%s", name, PyArray_NDIM(any),
-                     rank >= 0 ? rank : 4, rank >= 0 ? "" : " or fewer");
+        PyErr_Format(PyExc_ValueError, "%s has %d dimensions, expected %d%s", name,
+                     PyArray_NDIM(any), rank >= 0 ? rank : 4, rank >= 0 ? "" : " or fewer");
     else
         array = (PyArrayObject *)PyArray_FROMANY((PyObject *)any, type, 0, 4,
-                                                 NPY_ARRAY_CARRAY_RO | NPY_ARRAY_FORCECAST | NPY_ARRAY_NOTSWAPPED);
+                                                 NPY_ARRAY_CARRAY_RO | NPY_ARRAY_FORCECAST |
+                                                     NPY_ARRAY_NOTSWAPPED);
     Py_DECREF(any);
     return array;
 }
@@ -34,7 +44,8 @@ static int is_floating(PyObject *object, const char *name) {
     const int type = PyArray_TYPE(any);
     Py_DECREF(any);
     if (type == NPY_FLOAT32 || type == NPY_FLOAT64 || type == NPY_FLOAT16) return 1;
-    PyErr_Format(PyExc_TypeError, "%s has an element type that is not float16, float32 or float64", name);
+    PyErr_Format(PyExc_TypeError, "%s has an element type that is not float16, float32 or float64",
+                 name);
     return 0;
 }
 
@@ -55,7 +66,8 @@ PyArrayObject *boot_py_numbers(PyObject *object, const char *name) {
 PyArrayObject *boot_py_doubles(PyObject *object, const char *name, npy_intp count) {
     PyArrayObject *array = convert(object, NPY_FLOAT64, name, 1);
     if (array && PyArray_DIM(array, 0) != count) {
-        PyErr_Format(PyExc_ValueError, "%s has %zd elements, expected %zd", name, PyArray_DIM(array, 0), count);
+        PyErr_Format(PyExc_ValueError, "%s has %zd elements, expected %zd", name,
+                     PyArray_DIM(array, 0), count);
         Py_CLEAR(array);
     }
     return array;

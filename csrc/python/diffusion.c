@@ -25,7 +25,8 @@ static int batch_open(batch *b, PyObject **images, const char **image_names, PyO
     boot_py_use_threads();
     for (int i = 0; image_names[i]; i++) {
         if (!(b->images[i] = boot_py_floats(images[i], image_names[i], 4))) return -1;
-        if (i && boot_py_same_shape(b->images[0], image_names[0], b->images[i], image_names[i])) return -1;
+        if (i && boot_py_same_shape(b->images[0], image_names[0], b->images[i], image_names[i]))
+            return -1;
     }
     b->n = PyArray_DIM(b->images[0], 0);
     b->count = PyArray_SIZE(b->images[0]) / (b->n ? b->n : 1);
@@ -40,20 +41,20 @@ static int batch_open(batch *b, PyObject **images, const char **image_names, PyO
 #define OUT boot_py_data(b.out)
 
 /* Runs EXPR without the GIL, then returns the output array or the exception. */
-#define FINISH(EXPR)                                  \
-    boot_status status = BOOT_OK;                     \
-    Py_BEGIN_ALLOW_THREADS;                           \
-    EXPR;                                             \
-    Py_END_ALLOW_THREADS;                             \
-    batch_close(&b);                                  \
-    if (!status) return (PyObject *)b.out;            \
-    Py_DECREF(b.out);                                 \
+#define FINISH(EXPR)                                                                               \
+    boot_status status = BOOT_OK;                                                                  \
+    Py_BEGIN_ALLOW_THREADS;                                                                        \
+    EXPR;                                                                                          \
+    Py_END_ALLOW_THREADS;                                                                          \
+    batch_close(&b);                                                                               \
+    if (!status) return (PyObject *)b.out;                                                         \
+    Py_DECREF(b.out);                                                                              \
     return boot_py_error(status)
 
-#define FAIL            \
-    do {                \
-        batch_close(&b); \
-        return NULL;    \
+#define FAIL                                                                                       \
+    do {                                                                                           \
+        batch_close(&b);                                                                           \
+        return NULL;                                                                               \
     } while (0)
 
 static PyObject *signal_from_output(PyObject *self, PyObject *args) {
@@ -64,26 +65,29 @@ static PyObject *signal_from_output(PyObject *self, PyObject *args) {
     PyObject *images[2], *vectors[2];
     batch b = {0};
     int prediction = 0;
-    if (!PyArg_ParseTuple(args, "sOOOOd:signal_from_output", &type, &images[0], &images[1], &vectors[0], &vectors[1],
-                          &clip))
+    if (!PyArg_ParseTuple(args, "sOOOOd:signal_from_output", &type, &images[0], &images[1],
+                          &vectors[0], &vectors[1], &clip))
         return NULL;
     while (prediction < BOOT_NUM_PREDICTIONS && strcmp(type, names[prediction])) prediction++;
     if (prediction == BOOT_NUM_PREDICTIONS)
         return PyErr_Format(PyExc_ValueError,
-                            "prediction_type is \"%s\", expected epsilon, v_prediction or sample", type);
+                            "prediction_type is \"%s\", expected epsilon, v_prediction or sample",
+                            type);
     if (batch_open(&b, images, (const char *[]){"output", "x_t", NULL}, vectors,
                    (const char *[]){"alpha", "sigma", NULL}))
         FAIL;
-    FINISH(status = boot_signal_from_output(prediction, b.n, b.count, IMAGE(0), IMAGE(1), VECTOR(0), VECTOR(1), clip,
-                                            OUT));
+    FINISH(status = boot_signal_from_output(prediction, b.n, b.count, IMAGE(0), IMAGE(1), VECTOR(0),
+                                            VECTOR(1), clip, OUT));
 }
 
 static PyObject *diffuse(PyObject *self, PyObject *args) {
     (void)self;
     PyObject *images[2], *vectors[2];
     batch b = {0};
-    if (!PyArg_ParseTuple(args, "OOOO:diffuse", &images[0], &images[1], &vectors[0], &vectors[1])) return NULL;
-    if (batch_open(&b, images, (const char *[]){"y", "eps", NULL}, vectors, (const char *[]){"alpha", "sigma", NULL}))
+    if (!PyArg_ParseTuple(args, "OOOO:diffuse", &images[0], &images[1], &vectors[0], &vectors[1]))
+        return NULL;
+    if (batch_open(&b, images, (const char *[]){"y", "eps", NULL}, vectors,
+                   (const char *[]){"alpha", "sigma", NULL}))
         FAIL;
     FINISH(boot_diffuse(b.n, b.count, IMAGE(0), IMAGE(1), VECTOR(0), VECTOR(1), OUT));
 }
@@ -92,8 +96,11 @@ static PyObject *signal_step(PyObject *self, PyObject *args) {
     (void)self;
     PyObject *images[2], *vectors[1];
     batch b = {0};
-    if (!PyArg_ParseTuple(args, "OOO:signal_step", &images[0], &images[1], &vectors[0])) return NULL;
-    if (batch_open(&b, images, (const char *[]){"y", "f", NULL}, vectors, (const char *[]){"c", NULL})) FAIL;
+    if (!PyArg_ParseTuple(args, "OOO:signal_step", &images[0], &images[1], &vectors[0]))
+        return NULL;
+    if (batch_open(&b, images, (const char *[]){"y", "f", NULL}, vectors,
+                   (const char *[]){"c", NULL}))
+        FAIL;
     FINISH(boot_signal_step(b.n, b.count, IMAGE(0), IMAGE(1), NULL, VECTOR(0), OUT));
 }
 
@@ -101,8 +108,12 @@ static PyObject *signal_step_heun(PyObject *self, PyObject *args) {
     (void)self;
     PyObject *images[3], *vectors[1];
     batch b = {0};
-    if (!PyArg_ParseTuple(args, "OOOO:signal_step_heun", &images[0], &images[1], &images[2], &vectors[0])) return NULL;
-    if (batch_open(&b, images, (const char *[]){"y", "f", "f2", NULL}, vectors, (const char *[]){"c", NULL})) FAIL;
+    if (!PyArg_ParseTuple(args, "OOOO:signal_step_heun", &images[0], &images[1], &images[2],
+                          &vectors[0]))
+        return NULL;
+    if (batch_open(&b, images, (const char *[]){"y", "f", "f2", NULL}, vectors,
+                   (const char *[]){"c", NULL}))
+        FAIL;
     FINISH(boot_signal_step(b.n, b.count, IMAGE(0), IMAGE(1), IMAGE(2), VECTOR(0), OUT));
 }
 
@@ -111,7 +122,9 @@ static PyObject *guide(PyObject *self, PyObject *args) {
     PyObject *images[2], *vectors[1];
     batch b = {0};
     if (!PyArg_ParseTuple(args, "OOO:guide", &images[0], &images[1], &vectors[0])) return NULL;
-    if (batch_open(&b, images, (const char *[]){"f_cond", "f_null", NULL}, vectors, (const char *[]){"w", NULL})) FAIL;
+    if (batch_open(&b, images, (const char *[]){"f_cond", "f_null", NULL}, vectors,
+                   (const char *[]){"w", NULL}))
+        FAIL;
     FINISH(boot_guide(b.n, b.count, IMAGE(0), IMAGE(1), VECTOR(0), OUT));
 }
 
@@ -121,8 +134,11 @@ static PyObject *weighted_mse(PyObject *self, PyObject *args) {
     batch b = {0};
     boot_status status;
     double loss = 0;
-    if (!PyArg_ParseTuple(args, "OOO:weighted_mse", &images[0], &images[1], &vectors[0])) return NULL;
-    if (batch_open(&b, images, (const char *[]){"y", "target", NULL}, vectors, (const char *[]){"weight", NULL})) FAIL;
+    if (!PyArg_ParseTuple(args, "OOO:weighted_mse", &images[0], &images[1], &vectors[0]))
+        return NULL;
+    if (batch_open(&b, images, (const char *[]){"y", "target", NULL}, vectors,
+                   (const char *[]){"weight", NULL}))
+        FAIL;
     Py_BEGIN_ALLOW_THREADS;
     status = boot_weighted_mse(b.n, b.count, IMAGE(0), IMAGE(1), VECTOR(0), &loss, OUT);
     Py_END_ALLOW_THREADS;
@@ -139,8 +155,10 @@ static float *flat_buffer(PyObject *object, const char *name, npy_intp *count) {
         return NULL;
     }
     PyArrayObject *a = (PyArrayObject *)object;
-    if (PyArray_NDIM(a) != 1 || !PyArray_ISCARRAY(a) || (*count >= 0 && PyArray_DIM(a, 0) != *count)) {
-        PyErr_Format(PyExc_ValueError, "%s: expected a writable contiguous vector as long as weights", name);
+    if (PyArray_NDIM(a) != 1 || !PyArray_ISCARRAY(a) ||
+        (*count >= 0 && PyArray_DIM(a, 0) != *count)) {
+        PyErr_Format(PyExc_ValueError,
+                     "%s: expected a writable contiguous vector as long as weights", name);
         return NULL;
     }
     *count = PyArray_DIM(a, 0);
@@ -149,20 +167,24 @@ static float *flat_buffer(PyObject *object, const char *name, npy_intp *count) {
 
 static PyObject *adamw_step(PyObject *self, PyObject *args, PyObject *kwargs) {
     (void)self;
-    static char *keys[] = {"weights", "grads", "m", "v", "ema", "step", "learning_rate", "beta1", "beta2",
-                           "epsilon", "weight_decay", "max_grad_norm", "ema_decay", NULL};
+    static char *keys[] = {"weights",      "grads",         "m",         "v",     "ema",
+                           "step",         "learning_rate", "beta1",     "beta2", "epsilon",
+                           "weight_decay", "max_grad_norm", "ema_decay", NULL};
     PyObject *arrays[5];
     boot_adamw_config c = {0};
     long long step;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OOOOO$Lddddddd:adamw_step", keys, &arrays[0], &arrays[1],
-                                     &arrays[2], &arrays[3], &arrays[4], &step, &c.learning_rate, &c.beta1, &c.beta2,
-                                     &c.epsilon, &c.weight_decay, &c.max_grad_norm, &c.ema_decay))
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OOOOO$Lddddddd:adamw_step", keys, &arrays[0],
+                                     &arrays[1], &arrays[2], &arrays[3], &arrays[4], &step,
+                                     &c.learning_rate, &c.beta1, &c.beta2, &c.epsilon,
+                                     &c.weight_decay, &c.max_grad_norm, &c.ema_decay))
         return NULL;
     boot_py_use_threads();
     float *data[5] = {NULL};
     npy_intp count = -1;
     for (int i = 0; i < 5; i++)
-        if (!(i == 4 && arrays[i] == Py_None) && !(data[i] = flat_buffer(arrays[i], keys[i], &count))) return NULL;
+        if (!(i == 4 && arrays[i] == Py_None) &&
+            !(data[i] = flat_buffer(arrays[i], keys[i], &count)))
+            return NULL;
     if (step < 1) return PyErr_Format(PyExc_ValueError, "step is %lld, expected at least 1", step);
     c.step = step;
     double norm = 0;
@@ -175,15 +197,18 @@ static PyObject *adamw_step(PyObject *self, PyObject *args, PyObject *kwargs) {
 
 PyMethodDef boot_diffusion_methods[] = {
     {"signal_from_output", signal_from_output, METH_VARARGS,
-     "signal_from_output(prediction_type, output, x_t, alpha, sigma, clip) -> f\n\nThe teacher as signal predictor; "
+     "signal_from_output(prediction_type, output, x_t, alpha, sigma, clip) -> f\n\nThe teacher as "
+     "signal predictor; "
      "images (N, C, H, W), alpha and sigma (N,)."},
     {"diffuse", diffuse, METH_VARARGS, "diffuse(y, eps, alpha, sigma) -> alpha y + sigma eps"},
     {"signal_step", signal_step, METH_VARARGS, "signal_step(y, f, c) -> y + c (f - y)"},
-    {"signal_step_heun", signal_step_heun, METH_VARARGS, "signal_step_heun(y, f, f2, c) -> y + c ((f + f2)/2 - y)"},
+    {"signal_step_heun", signal_step_heun, METH_VARARGS,
+     "signal_step_heun(y, f, f2, c) -> y + c ((f + f2)/2 - y)"},
     {"guide", guide, METH_VARARGS, "guide(f_cond, f_null, w) -> f_null + w (f_cond - f_null)"},
     {"weighted_mse", weighted_mse, METH_VARARGS,
      "weighted_mse(y, target, weight) -> (sum_n weight_n mean (y - target)^2, gradient)"},
     {"adamw_step", (PyCFunction)(void (*)(void))adamw_step, METH_VARARGS | METH_KEYWORDS,
-     "adamw_step(weights, grads, m, v, ema, *, step, learning_rate, beta1, beta2, epsilon, weight_decay, "
+     "adamw_step(weights, grads, m, v, ema, *, step, learning_rate, beta1, beta2, epsilon, "
+     "weight_decay, "
      "max_grad_norm, ema_decay) -> grad_norm\n\nUpdates weights, m, v and ema (or None) in place."},
     {NULL, NULL, 0, NULL}};

@@ -20,11 +20,12 @@
 
 #include "base/status.h"
 
-/* Sets the Python exception for a failed status (its message is boot_message()) and returns NULL. */
+/* Sets the Python exception for a failed status (its message is boot_message()) and returns NULL.
+ */
 PyObject *boot_py_error(boot_status status);
 
-/* New reference to a C-contiguous aligned float32 copy or view of `object`; `rank` -1 takes any. Floating types
-   only; TypeError or ValueError naming `name` otherwise. */
+/* New reference to a C-contiguous aligned float32 copy or view of `object`; `rank` -1 takes any.
+   Floating types only; TypeError or ValueError naming `name` otherwise. */
 PyArrayObject *boot_py_floats(PyObject *object, const char *name, int rank);
 /* The same for a vector of `count` float64 numbers (any real type). */
 PyArrayObject *boot_py_doubles(PyObject *object, const char *name, npy_intp count);
@@ -36,8 +37,8 @@ int boot_py_same_shape(PyArrayObject *a, const char *name_a, PyArrayObject *b, c
 static inline float *boot_py_data(PyArrayObject *a) { return (float *)PyArray_DATA(a); }
 static inline double *boot_py_ddata(PyArrayObject *a) { return (double *)PyArray_DATA(a); }
 
-/* Makes the calling thread's OpenMP teams as large as set_num_threads said; every entry into the core calls it,
-   since OpenMP keeps that number per thread. */
+/* Makes the calling thread's OpenMP teams as large as set_num_threads said; every entry into the
+   core calls it, since OpenMP keeps that number per thread. */
 void boot_py_use_threads(void);
 
 /* Type and method tables of the other files. */

@@ -34,11 +34,11 @@ static PyObject *show_config(PyObject *self, PyObject *unused) {
     const dnnl_version_t *v = dnnl_version();
     const int runtime = (int)v->cpu_runtime;
     return Py_BuildValue(
-        "{s:s, s:N, s:s, s:s, s:i, s:i, s:s, s:s, s:i}", "boot_version", BOOT_VERSION, "onednn_version",
-        PyUnicode_FromFormat("%d.%d.%d", v->major, v->minor, v->patch), "onednn_runtime",
-        runtime == (int)DNNL_RUNTIME_OMP ? "openmp" : "other", "isa", boot_isa_name(boot_isa()), "onednn_isa",
-        (int)dnnl_get_effective_cpu_isa(), "threads", omp_get_max_threads(), "compiler", BOOT_COMPILER, "flags",
-        BOOT_FLAGS, "openmp", _OPENMP);
+        "{s:s, s:N, s:s, s:s, s:i, s:i, s:s, s:s, s:i}", "boot_version", BOOT_VERSION,
+        "onednn_version", PyUnicode_FromFormat("%d.%d.%d", v->major, v->minor, v->patch),
+        "onednn_runtime", runtime == (int)DNNL_RUNTIME_OMP ? "openmp" : "other", "isa",
+        boot_isa_name(boot_isa()), "onednn_isa", (int)dnnl_get_effective_cpu_isa(), "threads",
+        omp_get_max_threads(), "compiler", BOOT_COMPILER, "flags", BOOT_FLAGS, "openmp", _OPENMP);
 }
 
 static PyObject *set_num_threads(PyObject *self, PyObject *arg) {
@@ -46,7 +46,8 @@ static PyObject *set_num_threads(PyObject *self, PyObject *arg) {
     const long n = PyLong_AsLong(arg);
     if (n == -1 && PyErr_Occurred()) return NULL;
     if (n < 1 || n > 1024)
-        return PyErr_Format(PyExc_ValueError, "num_threads is %ld, expected a whole number in [1, 1024]", n);
+        return PyErr_Format(PyExc_ValueError,
+                            "num_threads is %ld, expected a whole number in [1, 1024]", n);
     atomic_store_explicit(&num_threads, (int)n, memory_order_relaxed);
     Py_RETURN_NONE;
 }
@@ -62,8 +63,10 @@ static PyObject *conv_kernels(PyObject *self, PyObject *unused) {
     PyObject *list = PyList_New(BOOT_NUM_CONV_KERNELS);
     for (int i = 0; list && i < BOOT_NUM_CONV_KERNELS; i++) {
         PyObject *name = PyUnicode_FromString(i ? boot_conv_kernels[i]->name : "auto");
-        if (!name) Py_CLEAR(list);
-        else PyList_SET_ITEM(list, i, name);
+        if (!name)
+            Py_CLEAR(list);
+        else
+            PyList_SET_ITEM(list, i, name);
     }
     return list;
 }
@@ -74,8 +77,8 @@ static PyObject *alphas_cumprod(PyObject *self, PyObject *args) {
     PyObject *trained;
     Py_ssize_t n;
     int rescale;
-    if (!PyArg_ParseTuple(args, "snddOp:alphas_cumprod", &c.beta_schedule, &n, &c.beta_start, &c.beta_end, &trained,
-                          &rescale))
+    if (!PyArg_ParseTuple(args, "snddOp:alphas_cumprod", &c.beta_schedule, &n, &c.beta_start,
+                          &c.beta_end, &trained, &rescale))
         return NULL;
     PyArrayObject *betas = NULL;
     if (trained != Py_None) {
@@ -85,7 +88,8 @@ static PyObject *alphas_cumprod(PyObject *self, PyObject *args) {
     }
     c.rescale_betas_zero_snr = rescale;
     PyObject *out = n >= 1 ? PyArray_SimpleNew(1, &n, NPY_FLOAT64)
-                           : PyErr_Format(PyExc_ValueError, "num_train_timesteps is %zd, expected at least 1", n);
+                           : PyErr_Format(PyExc_ValueError,
+                                          "num_train_timesteps is %zd, expected at least 1", n);
     if (out) {
         const boot_status status = boot_alphas_cumprod(&c, n, boot_py_ddata((PyArrayObject *)out));
         if (status) {
@@ -98,12 +102,17 @@ static PyObject *alphas_cumprod(PyObject *self, PyObject *args) {
 }
 
 static PyMethodDef methods[] = {
-    {"show_config", show_config, METH_NOARGS, "Versions, instruction set, threads, compiler and flags."},
-    {"set_num_threads", set_num_threads, METH_O, "Threads that every core call of this process uses."},
-    {"get_num_threads", get_num_threads, METH_NOARGS, "Threads that a core call made now would use."},
-    {"conv_kernels", conv_kernels, METH_NOARGS, "Names of the convolution kernels; the index is conv2d's attribute."},
+    {"show_config", show_config, METH_NOARGS,
+     "Versions, instruction set, threads, compiler and flags."},
+    {"set_num_threads", set_num_threads, METH_O,
+     "Threads that every core call of this process uses."},
+    {"get_num_threads", get_num_threads, METH_NOARGS,
+     "Threads that a core call made now would use."},
+    {"conv_kernels", conv_kernels, METH_NOARGS,
+     "Names of the convolution kernels; the index is conv2d's attribute."},
     {"alphas_cumprod", alphas_cumprod, METH_VARARGS,
-     "alphas_cumprod(beta_schedule, num_train_timesteps, beta_start, beta_end, trained_betas, rescale_zero_snr)\n"
+     "alphas_cumprod(beta_schedule, num_train_timesteps, beta_start, beta_end, trained_betas, "
+     "rescale_zero_snr)\n"
      "-> float64 (num_train_timesteps,)"},
     {NULL, NULL, 0, NULL}};
 
@@ -120,8 +129,11 @@ static int module_exec(PyObject *module) {
 
 static PyModuleDef_Slot slots[] = {{Py_mod_exec, module_exec}, {0, NULL}};
 
-static PyModuleDef definition = {
-    PyModuleDef_HEAD_INIT, .m_name = "boot._core", .m_doc = "The C core of boot: networks, method and optimiser.",
-    .m_size = 0, .m_methods = methods, .m_slots = slots};
+static PyModuleDef definition = {PyModuleDef_HEAD_INIT,
+                                 .m_name = "boot._core",
+                                 .m_doc = "The C core of boot: networks, method and optimiser.",
+                                 .m_size = 0,
+                                 .m_methods = methods,
+                                 .m_slots = slots};
 
 PyMODINIT_FUNC PyInit__core(void) { return PyModuleDef_Init(&definition); }

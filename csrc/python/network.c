@@ -4,163 +4,26 @@
 #include <stdatomic.h>
 #include <string.h>
 
-#include "base/vmath.h"
 #include "net/network.h"
+#include "python/unet_config.h"
 
 typedef struct {
-    PyObject_HEAD
-    boot_network *network;
+    PyObject_HEAD boot_network *network;
     PyObject *kept; /* input arrays of the last training forward, which backward reads */
     atomic_flag busy;
 } UNet2D;
 
-/* --- configuration ------------------------------------------------------------------------------------- */
-
-static int read_int(PyObject *config, const char *key, int64_t absent, int64_t *value) {
-    PyObject *item = PyDict_GetItemString(config, key);
-    *value = absent;
-    if (!item || item == Py_None) return 0;
-    *value = PyLong_AsLongLong(item);
-    return *value == -1 && PyErr_Occurred() ? -1 : 0;
-}
-
-static int read_double(PyObject *config, const char *key, double absent, double *value) {
-    PyObject *item = PyDict_GetItemString(config, key);
-    *value = absent;
-    if (!item || item == Py_None) return 0;
-    *value = PyFloat_AsDouble(item);
-    return *value == -1 && PyErr_Occurred() ? -1 : 0;
-}
-
-static int read_bool(PyObject *config, const char *key, bool absent, bool *value) {
-    PyObject *item = PyDict_GetItemString(config, key);
-    const int truth = item && item != Py_None ? PyObject_IsTrue(item) : absent;
-    *value = truth == 1;
-    return truth < 0 ? -1 : 0;
-}
-
-/* The position of config[key] in `names`; `absent` when missing or None. */
-static int read_choice(PyObject *config, const char *key, const char *const *names, int absent, int *value) {
-    PyObject *item = PyDict_GetItemString(config, key);
-    *value = absent;
-    if (!item || item == Py_None) return 0;
-    const char *text = PyUnicode_AsUTF8(item);
-    if (!text) return -1;
-    for (*value = 0; names[*value]; ++*value)
-        if (!strcmp(names[*value], text)) return 0;
-    PyErr_Format(PyExc_NotImplementedError, "%s: \"%s\" is not supported", key, text);
-    return -1;
-}
-
-/* One list of block types: which levels have attention, which resample by a resnet. */
-static int read_blocks(PyObject *config, const char *key, const char *sampling_key, const char *const *names,
-                       int levels, bool *attention, bool *resnet) {
-    static const char *const sampling_names[] = {"conv", "resnet", NULL};
-    PyObject *list = PyDict_GetItemString(config, key);
-    int sampling;
-    if (read_choice(config, sampling_key, sampling_names, 0, &sampling)) return -1;
-    if (!list || !PySequence_Check(list) || PySequence_Size(list) != levels) {
-        PyErr_Format(PyExc_ValueError, "%s: expected a list of %d block types, as long as block_out_channels", key, levels);
-        return -1;
-    }
-    for (int i = 0; i < levels; i++) {
-        PyObject *item = PySequence_GetItem(list, i);
-        const char *text = item ? PyUnicode_AsUTF8(item) : NULL;
-        int kind = 0;
-        while (text && names[kind] && strcmp(names[kind], text)) kind++;
-        if (text && !names[kind]) PyErr_Format(PyExc_NotImplementedError, "%s: \"%s\" is not supported", key, text);
-        Py_XDECREF(item);
-        if (PyErr_Occurred()) return -1;
-        attention[i] = kind == 1;
-        resnet[i] = kind == 2 || (kind == 1 && sampling);
-    }
-    return 0;
-}
-
-static int read_channels(PyObject *config, boot_unet2d_config *c) {
-    PyObject *list = PyDict_GetItemString(config, "block_out_channels");
-    const Py_ssize_t levels = list && PySequence_Check(list) ? PySequence_Size(list) : 0;
-    if (levels < 1 || levels > BOOT_MAX_LEVELS) {
-        PyErr_Format(PyExc_ValueError, "block_out_channels: expected a list of 1 to %d widths", BOOT_MAX_LEVELS);
-        return -1;
-    }
-    c->levels = (int)levels;
-    for (int i = 0; i < c->levels; i++) {
-        PyObject *item = PySequence_GetItem(list, i);
-        c->channels[i] = item ? PyLong_AsLongLong(item) : -1;
-        Py_XDECREF(item);
-        if (PyErr_Occurred()) return -1;
-        if (c->channels[i] < 1 || c->channels[i] > 1 << 16) {
-            PyErr_Format(PyExc_ValueError, "block_out_channels: %lld, expected a width in [1, 65536]",
-                         (long long)c->channels[i]);
-            return -1;
-        }
-    }
-    return 0;
-}
-
-static int read_embeddings(PyObject *config, boot_unet2d_config *c) {
-    static const char *const time_names[] = {"positional", "fourier", "learned", NULL};
-    static const char *const class_names[] = {"timestep", "identity", NULL};
-    int time_kind, class_kind;
-    if (read_choice(config, "time_embedding_type", time_names, 0, &time_kind) ||
-        read_choice(config, "class_embed_type", class_names, -1, &class_kind) ||
-        read_int(config, "time_embedding_dim", 4 * c->channels[0], &c->time_embedding_dim) ||
-        read_int(config, "num_train_timesteps", 0, &c->num_train_timesteps) ||
-        read_int(config, "num_class_embeds", 0, &c->num_class_embeds) ||
-        read_double(config, "freq_shift", 0, &c->freq_shift) ||
-        read_bool(config, "flip_sin_to_cos", true, &c->flip_sin_to_cos))
-        return -1;
-    c->time_embedding = (boot_time_kind)time_kind;
-    c->class_embedding = class_kind == 0   ? BOOT_CLASS_TIMESTEP
-                         : class_kind == 1 ? BOOT_CLASS_IDENTITY
-                         : c->num_class_embeds > 0 ? BOOT_CLASS_TABLE : BOOT_CLASS_NONE;
-    if (c->time_embedding == BOOT_TIME_LEARNED && c->num_train_timesteps < 1) {
-        PyErr_SetString(PyExc_ValueError, "num_train_timesteps: a learned time embedding needs at least 1");
-        return -1;
-    }
-    return 0;
-}
-
-static int read_config(PyObject *config, boot_unet2d_config *c) {
-    static const char *const down_names[] = {"DownBlock2D", "AttnDownBlock2D", "ResnetDownsampleBlock2D", NULL};
-    static const char *const up_names[] = {"UpBlock2D", "AttnUpBlock2D", "ResnetUpsampleBlock2D", NULL};
-    static const char *const mid_names[] = {"UNetMidBlock2D", NULL};
-    static const char *const shift_names[] = {"default", "scale_shift", NULL};
-    static const char *const act_names[] = {"none", "silu", "gelu", "mish", "relu", NULL};
-    int mid, shift;
-    if (read_channels(config, c) || read_embeddings(config, c) ||
-        read_blocks(config, "down_block_types", "downsample_type", down_names, c->levels, c->down_attention, c->down_resnet) ||
-        read_blocks(config, "up_block_types", "upsample_type", up_names, c->levels, c->up_attention, c->up_resnet) ||
-        read_choice(config, "mid_block_type", mid_names, -1, &mid) ||
-        read_choice(config, "resnet_time_scale_shift", shift_names, 0, &shift) ||
-        read_choice(config, "act_fn", act_names, BOOT_ACT_SILU, &c->act) ||
-        read_int(config, "in_channels", 3, &c->in_channels) || read_int(config, "out_channels", 3, &c->out_channels) ||
-        read_bool(config, "center_input_sample", false, &c->center_input_sample) ||
-        read_int(config, "layers_per_block", 2, &c->layers_per_block) ||
-        read_double(config, "mid_block_scale_factor", 1, &c->mid_block_scale_factor) ||
-        read_int(config, "downsample_padding", 1, &c->downsample_padding) ||
-        read_int(config, "attention_head_dim", 0, &c->attention_head_dim) ||
-        read_int(config, "norm_num_groups", 32, &c->norm_num_groups) ||
-        read_int(config, "attn_norm_num_groups", 0, &c->mid_attention_groups) ||
-        read_double(config, "norm_eps", 1e-5, &c->norm_eps) ||
-        read_bool(config, "add_attention", true, &c->mid_attention))
-        return -1;
-    c->mid_block = mid == 0;
-    c->scale_shift = shift == 1;
-    if (!c->mid_attention_groups && !c->scale_shift) c->mid_attention_groups = c->norm_num_groups;
-    return 0;
-}
-
-/* --- life cycle ---------------------------------------------------------------------------------------- */
+/* --- life cycle
+ * ---------------------------------------------------------------------------------------- */
 
 static PyObject *unet_new(PyTypeObject *type, PyObject *args, PyObject *kwargs) {
     static char *keys[] = {"config", "target_embedding", NULL};
     PyObject *config;
     int target = 0;
     boot_unet2d_config c = {0};
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O!|p:UNet2D", keys, &PyDict_Type, &config, &target) ||
-        read_config(config, &c))
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O!|p:UNet2D", keys, &PyDict_Type, &config,
+                                     &target) ||
+        boot_py_read_config(config, &c))
         return NULL;
     c.target_embedding = target;
     UNet2D *self = (UNet2D *)type->tp_alloc(type, 0);
@@ -189,13 +52,15 @@ static void unet_dealloc(PyObject *object) {
 static int enter(UNet2D *self) {
     boot_py_use_threads();
     if (!atomic_flag_test_and_set(&self->busy)) return 0;
-    PyErr_SetString(PyExc_RuntimeError, "this network is running in another thread; use one object per thread");
+    PyErr_SetString(PyExc_RuntimeError,
+                    "this network is running in another thread; use one object per thread");
     return -1;
 }
 
 static void leave(UNet2D *self) { atomic_flag_clear(&self->busy); }
 
-/* --- parameters ---------------------------------------------------------------------------------------- */
+/* --- parameters
+ * ---------------------------------------------------------------------------------------- */
 
 static PyObject *get_parameters(PyObject *object, void *unused) {
     (void)unused;
@@ -204,10 +69,13 @@ static PyObject *get_parameters(PyObject *object, void *unused) {
     for (int i = 0; list && i < params->count; i++) {
         const boot_param *p = &params->items[i];
         PyObject *shape = PyTuple_New(p->rank);
-        for (int d = 0; shape && d < p->rank; d++) PyTuple_SET_ITEM(shape, d, PyLong_FromLongLong(p->dims[d]));
+        for (int d = 0; shape && d < p->rank; d++)
+            PyTuple_SET_ITEM(shape, d, PyLong_FromLongLong(p->dims[d]));
         PyObject *item = shape ? Py_BuildValue("sNL", p->name, shape, (long long)p->offset) : NULL;
-        if (!item) Py_CLEAR(list);
-        else PyList_SET_ITEM(list, i, item);
+        if (!item)
+            Py_CLEAR(list);
+        else
+            PyList_SET_ITEM(list, i, item);
     }
     return list;
 }
@@ -232,45 +100,57 @@ static PyObject *get_grads(PyObject *self, void *unused) {
 }
 
 static PyObject *weights_changed(PyObject *self, PyObject *unused) {
-    (void)self, (void)unused; /* kernels read the flat buffer on every call: nothing is cached yet */
+    (void)self,
+        (void)unused; /* kernels read the flat buffer on every call: nothing is cached yet */
     Py_RETURN_NONE;
 }
 
-/* --- running ------------------------------------------------------------------------------------------- */
+/* --- running
+ * ------------------------------------------------------------------------------------------- */
 
 /* A vector of n numbers or, for labels of an identity embedding, an (n, T) matrix. */
 static int check_vector(PyArrayObject *a, const char *name, npy_intp n, npy_intp width) {
     const int matrix = width > 1;
-    if (PyArray_NDIM(a) == 1 + matrix && PyArray_DIM(a, 0) == n && (!matrix || PyArray_DIM(a, 1) == width)) return 0;
-    if (matrix) PyErr_Format(PyExc_ValueError, "%s: expected shape (%zd, %zd)", name, n, width);
-    else PyErr_Format(PyExc_ValueError, "%s: expected shape (%zd,)", name, n);
+    if (PyArray_NDIM(a) == 1 + matrix && PyArray_DIM(a, 0) == n &&
+        (!matrix || PyArray_DIM(a, 1) == width))
+        return 0;
+    if (matrix)
+        PyErr_Format(PyExc_ValueError, "%s: expected shape (%zd, %zd)", name, n, width);
+    else
+        PyErr_Format(PyExc_ValueError, "%s: expected shape (%zd,)", name, n);
     return -1;
 }
 
 /* arrays: sample, timesteps, labels, targets; NULL where absent. */
-static int check_input(const boot_unet2d_config *c, PyArrayObject **arrays, boot_network_input *input) {
+static int check_input(const boot_unet2d_config *c, PyArrayObject **arrays,
+                       boot_network_input *input) {
     const npy_intp n = PyArray_DIM(arrays[0], 0);
     if (n < 1 || PyArray_DIM(arrays[0], 1) != c->in_channels) {
-        PyErr_Format(PyExc_ValueError, "sample is (%zd, %zd, %zd, %zd), expected (N >= 1, %lld, H, W)", n,
-                     PyArray_DIM(arrays[0], 1), PyArray_DIM(arrays[0], 2), PyArray_DIM(arrays[0], 3),
-                     (long long)c->in_channels);
+        PyErr_Format(PyExc_ValueError,
+                     "sample is (%zd, %zd, %zd, %zd), expected (N >= 1, %lld, H, W)", n,
+                     PyArray_DIM(arrays[0], 1), PyArray_DIM(arrays[0], 2),
+                     PyArray_DIM(arrays[0], 3), (long long)c->in_channels);
         return -1;
     }
     if (!arrays[2] != (c->class_embedding == BOOT_CLASS_NONE)) {
-        PyErr_SetString(PyExc_ValueError, arrays[2] ? "class_labels given to a network without class embedding"
-                                                    : "class_labels missing: this network is class-conditional");
+        PyErr_SetString(PyExc_ValueError,
+                        arrays[2] ? "class_labels given to a network without class embedding"
+                                  : "class_labels missing: this network is class-conditional");
         return -1;
     }
     if (!arrays[3] != !c->target_embedding) {
-        PyErr_SetString(PyExc_ValueError, arrays[3] ? "target_timesteps given to a network without target embedding"
-                                                    : "target_timesteps missing: this network is a student");
+        PyErr_SetString(PyExc_ValueError,
+                        arrays[3] ? "target_timesteps given to a network without target embedding"
+                                  : "target_timesteps missing: this network is a student");
         return -1;
     }
     const npy_intp width = c->class_embedding == BOOT_CLASS_IDENTITY ? c->time_embedding_dim : 1;
-    if (check_vector(arrays[1], "timesteps", n, 1) || (arrays[2] && check_vector(arrays[2], "class_labels", n, width)) ||
+    if (check_vector(arrays[1], "timesteps", n, 1) ||
+        (arrays[2] && check_vector(arrays[2], "class_labels", n, width)) ||
         (arrays[3] && check_vector(arrays[3], "target_timesteps", n, 1)))
         return -1;
-    input->n = n, input->height = PyArray_DIM(arrays[0], 2), input->width = PyArray_DIM(arrays[0], 3);
+    input->n = n, input->height = PyArray_DIM(arrays[0], 2),
+    input->width = PyArray_DIM(arrays[0], 3);
     input->sample = boot_py_data(arrays[0]), input->timesteps = boot_py_data(arrays[1]);
     input->labels = arrays[2] ? boot_py_data(arrays[2]) : NULL;
     input->targets = arrays[3] ? boot_py_data(arrays[3]) : NULL;
@@ -302,14 +182,15 @@ static PyObject *run_forward(UNet2D *self, PyArrayObject **arrays, boot_network_
 }
 
 static PyObject *unet_forward(PyObject *object, PyObject *args, PyObject *kwargs) {
-    static char *keys[] = {"sample", "timesteps", "class_labels", "target_timesteps", "train", NULL};
+    static char *keys[] = {"sample",           "timesteps", "class_labels",
+                           "target_timesteps", "train",     NULL};
     UNet2D *self = (UNet2D *)object;
     PyObject *given[4] = {NULL, NULL, Py_None, Py_None}, *out = NULL;
     PyArrayObject *arrays[4] = {NULL};
     boot_network_input input = {0};
     int train = 0;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OO|OOp:forward", keys, &given[0], &given[1], &given[2], &given[3],
-                                     &train))
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OO|OOp:forward", keys, &given[0], &given[1],
+                                     &given[2], &given[3], &train))
         return NULL;
     input.training = train;
     arrays[0] = boot_py_floats(given[0], keys[0], 4);
@@ -327,9 +208,12 @@ static PyObject *unet_backward(PyObject *object, PyObject *arg) {
     if (!dy) return NULL;
     PyArrayObject *sample = self->kept ? (PyArrayObject *)PyTuple_GET_ITEM(self->kept, 0) : NULL;
     const boot_unet2d_config *c = boot_network_config(self->network);
-    if (sample && (PyArray_DIM(dy, 0) != PyArray_DIM(sample, 0) || PyArray_DIM(dy, 1) != c->out_channels ||
-                   PyArray_DIM(dy, 2) != PyArray_DIM(sample, 2) || PyArray_DIM(dy, 3) != PyArray_DIM(sample, 3))) {
-        PyErr_SetString(PyExc_ValueError, "doutput: expected the shape of the last training forward's output");
+    if (sample &&
+        (PyArray_DIM(dy, 0) != PyArray_DIM(sample, 0) || PyArray_DIM(dy, 1) != c->out_channels ||
+         PyArray_DIM(dy, 2) != PyArray_DIM(sample, 2) ||
+         PyArray_DIM(dy, 3) != PyArray_DIM(sample, 3))) {
+        PyErr_SetString(PyExc_ValueError,
+                        "doutput: expected the shape of the last training forward's output");
         Py_DECREF(dy);
         return NULL;
     }
@@ -347,15 +231,19 @@ static PyObject *unet_backward(PyObject *object, PyObject *arg) {
     Py_RETURN_NONE;
 }
 
-/* --- plans --------------------------------------------------------------------------------------------- */
+/* --- plans
+ * --------------------------------------------------------------------------------------------- */
 
 static PyObject *kernel_list(UNet2D *self) {
     const boot_tuner *tuner = boot_network_tuner(self->network);
     PyObject *list = PyList_New(tuner->count);
     for (int i = 0; list && i < tuner->count; i++) {
-        PyObject *item = Py_BuildValue("ssd", tuner->choices[i].key, tuner->choices[i].kernel, tuner->choices[i].ms);
-        if (!item) Py_CLEAR(list);
-        else PyList_SET_ITEM(list, i, item);
+        PyObject *item = Py_BuildValue("ssd", tuner->choices[i].key, tuner->choices[i].kernel,
+                                       tuner->choices[i].ms);
+        if (!item)
+            Py_CLEAR(list);
+        else
+            PyList_SET_ITEM(list, i, item);
     }
     return list;
 }
@@ -366,8 +254,9 @@ static PyObject *unet_plan(PyObject *object, PyObject *args) {
     int train;
     if (!PyArg_ParseTuple(args, "LLLp:plan", &n, &height, &width, &train)) return NULL;
     if (n < 1 || height < 1 || width < 1)
-        return PyErr_Format(PyExc_ValueError, "plan: batch %lld, height %lld, width %lld, expected at least 1", n, height,
-                            width);
+        return PyErr_Format(PyExc_ValueError,
+                            "plan: batch %lld, height %lld, width %lld, expected at least 1", n,
+                            height, width);
     if (enter(self)) return NULL;
     const boot_plan *plan = NULL;
     boot_status status;
@@ -380,9 +269,10 @@ static PyObject *unet_plan(PyObject *object, PyObject *args) {
     } else {
         const long long arena = plan->arena_floats * 4LL, scratch = plan->scratch_floats * 4LL;
         const long long flat = boot_network_params(self->network)->floats * 4LL;
-        result = Py_BuildValue("{s:L,s:L,s:L,s:L,s:L,s:i,s:N}", "peak_bytes", flat * (train ? 2 : 1) + arena + scratch,
-                               "weight_bytes", flat, "grad_bytes", train ? flat : 0, "activation_bytes", arena,
-                               "scratch_bytes", scratch, "nodes", plan->graph.num_nodes, "kernels", kernel_list(self));
+        result = Py_BuildValue(
+            "{s:L,s:L,s:L,s:L,s:L,s:i,s:N}", "peak_bytes", flat * (train ? 2 : 1) + arena + scratch,
+            "weight_bytes", flat, "grad_bytes", train ? flat : 0, "activation_bytes", arena,
+            "scratch_bytes", scratch, "nodes", plan->graph.num_nodes, "kernels", kernel_list(self));
     }
     leave(self);
     return result;
@@ -395,9 +285,11 @@ static PyObject *unet_profile(PyObject *object, PyObject *args) {
     UNet2D *self = (UNet2D *)object;
     long long n, height, width;
     int train, repeats;
-    if (!PyArg_ParseTuple(args, "LLLpi:profile", &n, &height, &width, &train, &repeats)) return NULL;
+    if (!PyArg_ParseTuple(args, "LLLpi:profile", &n, &height, &width, &train, &repeats))
+        return NULL;
     if (n < 1 || height < 1 || width < 1 || repeats < 1)
-        return PyErr_Format(PyExc_ValueError, "profile: expected batch, height, width and repeats of at least 1");
+        return PyErr_Format(PyExc_ValueError,
+                            "profile: expected batch, height, width and repeats of at least 1");
     double *seconds = PyMem_Calloc(MAX_PROFILE_STEPS, sizeof(double));
     if (!seconds) return PyErr_NoMemory();
     PyObject *list = NULL;
@@ -405,15 +297,18 @@ static PyObject *unet_profile(PyObject *object, PyObject *args) {
         const boot_plan *plan = NULL;
         boot_status status;
         Py_BEGIN_ALLOW_THREADS;
-        status = boot_network_profile(self->network, n, height, width, train, repeats, &plan, seconds, MAX_PROFILE_STEPS);
+        status = boot_network_profile(self->network, n, height, width, train, repeats, &plan,
+                                      seconds, MAX_PROFILE_STEPS);
         Py_END_ALLOW_THREADS;
         list = status ? boot_py_error(status) : PyList_New(plan->num_steps);
         for (int i = 0; list && i < plan->num_steps; i++) {
             const boot_node *node = &plan->graph.nodes[plan->steps[i].node];
-            PyObject *item = Py_BuildValue("sssd", kinds[plan->steps[i].kind], node->op->name, node->name,
-                                           seconds[i] * 1e3 / repeats);
-            if (!item) Py_CLEAR(list);
-            else PyList_SET_ITEM(list, i, item);
+            PyObject *item = Py_BuildValue("sssd", kinds[plan->steps[i].kind], node->op->name,
+                                           node->name, seconds[i] * 1e3 / repeats);
+            if (!item)
+                Py_CLEAR(list);
+            else
+                PyList_SET_ITEM(list, i, item);
         }
         leave(self);
     }
@@ -430,7 +325,8 @@ static PyObject *unet_pin_kernels(PyObject *object, PyObject *arg) {
     UNet2D *self = (UNet2D *)object;
     PyObject *key, *value;
     Py_ssize_t at = 0;
-    if (!PyDict_Check(arg)) return PyErr_Format(PyExc_TypeError, "pin_kernels: expected a dict {key: kernel name}");
+    if (!PyDict_Check(arg))
+        return PyErr_Format(PyExc_TypeError, "pin_kernels: expected a dict {key: kernel name}");
     if (enter(self)) return NULL;
     boot_status status = BOOT_OK;
     while (!status && PyDict_Next(arg, &at, &key, &value)) {
@@ -447,12 +343,17 @@ static PyObject *unet_pin_kernels(PyObject *object, PyObject *arg) {
 
 static PyMethodDef unet_methods[] = {
     {"forward", (PyCFunction)(void (*)(void))unet_forward, METH_VARARGS | METH_KEYWORDS,
-     "forward(sample, timesteps, class_labels=None, target_timesteps=None, train=False) -> (N, out, H, W) float32"},
-    {"backward", unet_backward, METH_O, "backward(doutput): fills grads for the last forward with train=True."},
-    {"plan", unet_plan, METH_VARARGS, "plan(batch, height, width, train) -> dict of bytes and kernels"},
+     "forward(sample, timesteps, class_labels=None, target_timesteps=None, train=False) -> (N, "
+     "out, H, W) float32"},
+    {"backward", unet_backward, METH_O,
+     "backward(doutput): fills grads for the last forward with train=True."},
+    {"plan", unet_plan, METH_VARARGS,
+     "plan(batch, height, width, train) -> dict of bytes and kernels"},
     {"profile", unet_profile, METH_VARARGS,
-     "profile(batch, height, width, train, repeats) -> [(kind, op, layer, ms)] of every step on made-up input"},
-    {"pin_kernels", unet_pin_kernels, METH_O, "pin_kernels({key: name}): use these kernels instead of timing."},
+     "profile(batch, height, width, train, repeats) -> [(kind, op, layer, ms)] of every step on "
+     "made-up input"},
+    {"pin_kernels", unet_pin_kernels, METH_O,
+     "pin_kernels({key: name}): use these kernels instead of timing."},
     {"weights_changed", weights_changed, METH_NOARGS, "To be called after writing into weights."},
     {NULL, NULL, 0, NULL}};
 
@@ -463,10 +364,15 @@ static PyGetSetDef unet_getset[] = {
     {"kernels", get_kernels, NULL, "[(key, kernel, ms)] chosen so far.", NULL},
     {NULL, NULL, NULL, NULL, NULL}};
 
-static PyType_Slot unet_slots[] = {{Py_tp_new, unet_new},       {Py_tp_dealloc, unet_dealloc},
-                                   {Py_tp_methods, unet_methods}, {Py_tp_getset, unet_getset},
-                                   {Py_tp_doc, "UNet2D(config, target_embedding=False): diffusers' UNet2DModel."},
-                                   {0, NULL}};
+static PyType_Slot unet_slots[] = {
+    {Py_tp_new, unet_new},
+    {Py_tp_dealloc, unet_dealloc},
+    {Py_tp_methods, unet_methods},
+    {Py_tp_getset, unet_getset},
+    {Py_tp_doc, "UNet2D(config, target_embedding=False): diffusers' UNet2DModel."},
+    {0, NULL}};
 
-PyType_Spec boot_unet2d_spec = {.name = "boot._core.UNet2D", .basicsize = sizeof(UNet2D),
-                                .flags = Py_TPFLAGS_DEFAULT, .slots = unet_slots};
+PyType_Spec boot_unet2d_spec = {.name = "boot._core.UNet2D",
+                                .basicsize = sizeof(UNet2D),
+                                .flags = Py_TPFLAGS_DEFAULT,
+                                .slots = unet_slots};

@@ -1,6 +1,6 @@
 """Make the golden U-Net files: tiny UNet2DModels run by diffusers itself, one .npz per case.
 
-    python tests/golden/make_unet.py            needs torch and diffusers (made with 2.13 and 0.42.1)
+    python tests/golden/make_unet.py        needs torch and diffusers (made with 2.13, 0.42.1)
 
 A file holds config (JSON), names, shapes and values of all weights (flat, float16 numbers, so that
 the file is small and the values exact), sample, timesteps, labels, output, and the gradient of
@@ -204,7 +204,7 @@ CASES: dict[str, Golden] = {
 
 
 def random_weights(model: Any, seed: int) -> dict[str, NDArray[np.float32]]:
-    """Draw weights for every tensor of a model: float16 numbers as float32; norms and biases too."""
+    """Draw every tensor of a model, norms and biases too: float16 numbers as float32."""
     rng = np.random.RandomState(seed)
     weights = {}
     for name, tensor in model.state_dict().items():

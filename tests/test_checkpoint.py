@@ -1,0 +1,292 @@
+"""Checkpoints: exact resume, damage that is noticed, and nothing lost when a write fails."""
+
+from __future__ import annotations
+
+import errno
+import json
+import logging
+import os
+import shutil
+
+import numpy as np
+import pytest
+from models import CONFIG, PLAIN, make_teacher
+from test_distiller import Recorder, assert_same, interrupt, make, weights_of
+
+from boot import checkpoint as module
+from boot.checkpoint import (
+    Identity,
+    find_latest,
+    list_checkpoints,
+    load_checkpoint,
+    prune_checkpoints,
+    read_manifest,
+    save_checkpoint,
+    signed,
+)
+from boot.config import DistillConfig
+from boot.errors import CheckpointError, ResumeMismatch
+
+OPTIONS = {"max_train_steps": 8, "checkpointing_steps": 3, "logging_steps": 1}
+WHO = Identity("teacher", "layout", {"seed": 0, "delta": 0.04})
+
+
+def write(folder, step, value=1.0):
+    buffers = {"weights": np.full(500, value, np.float32), "m": np.arange(500, dtype=np.float32)}
+    return save_checkpoint(folder, step, buffers, WHO, {"counters": {"step": step}})
+
+
+def empty():
+    return {"weights": np.zeros(500, np.float32), "m": np.zeros(500, np.float32)}
+
+
+def lines(path):
+    """Log lines without the clock."""
+    result = [json.loads(line) for line in (path / "log.jsonl").read_text().splitlines()]
+    for line in result:
+        del line["seconds"]
+    return result
+
+
+# ---------------------------------------------------------------------------------------- resume
+
+
+@pytest.mark.parametrize("ema_decay", [0.998, 0.0])
+def test_stop_and_resume_equals_the_unbroken_run_bit_for_bit(tmp_path, ema_decay):
+    options = {**OPTIONS, "ema_decay": ema_decay}
+    stopped = make(output_dir=str(tmp_path / "b"), **options)
+    stopped.fit(callbacks=[Recorder(5, interrupt)])
+    assert stopped.state.step == 5
+    resumed = make(output_dir=str(tmp_path / "b"), resume_from_checkpoint="latest", **options)
+    assert resumed.state.step == 5
+    assert_same(weights_of(resumed), weights_of(stopped))
+    resumed.fit()
+    unbroken = make(output_dir=str(tmp_path / "a"), **options)
+    for name, network in unbroken._networks().items():
+        network.pin_kernels(stopped._networks()[name].kernels)
+    unbroken.fit()
+    assert_same(weights_of(resumed), weights_of(unbroken))
+    assert resumed.state == unbroken.state
+    assert lines(tmp_path / "a") == lines(tmp_path / "b")
+
+
+def test_a_run_killed_between_checkpoints_logs_every_step_once(tmp_path):
+    first = make(output_dir=str(tmp_path), **OPTIONS)
+    with pytest.raises(RuntimeError, match="power"):
+        first.fit(callbacks=[Recorder(5, fail)])
+    with (tmp_path / "log.jsonl").open("a") as file:
+        file.write('{"step": 6, "lo')  # a line cut short
+    second = make(output_dir=str(tmp_path), resume_from_checkpoint="latest", **OPTIONS)
+    assert second.state.step == 3
+    second.fit()
+    assert [line["step"] for line in lines(tmp_path)] == list(range(1, 9))
+
+
+def fail(control):
+    raise RuntimeError("power cut")
+
+
+def test_latest_starts_afresh_where_there_is_none(tmp_path):
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(FileExistsError, match="resume_from_checkpoint='latest'"):
+        make(output_dir=str(tmp_path))
+    distiller = make(output_dir=str(tmp_path), resume_from_checkpoint="latest")
+    assert distiller.state.step == 0
+    assert (tmp_path / "notes.txt").read_text() == "mine"
+
+
+def test_resume_from_a_named_checkpoint(tmp_path):
+    one = make(output_dir=str(tmp_path / "a"), **OPTIONS)
+    one.fit(6)
+    named = str(tmp_path / "a/checkpoint-3")
+    two = make(output_dir=str(tmp_path / "b"), resume_from_checkpoint=named, **OPTIONS)
+    assert two.state.step == 3
+    with pytest.raises(FileNotFoundError, match=r"no manifest.json; it holds checkpoint-6"):
+        make(resume_from_checkpoint=str(tmp_path / "a"))
+    with pytest.raises(ValueError, match="needs an output_dir"):
+        make(resume_from_checkpoint="latest")
+
+
+def test_a_longer_run_may_continue_a_shorter_one(tmp_path):
+    make(output_dir=str(tmp_path), **OPTIONS).fit()
+    options = {**OPTIONS, "max_train_steps": 12, "logging_steps": 5}
+    longer = make(output_dir=str(tmp_path), resume_from_checkpoint="latest", **options)
+    longer.fit()
+    assert longer.state.step == 12
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"seed": 1}, "seed was 0, now 1"),
+        ({"train_batch_size": 5}, "train_batch_size was 6, now 5"),
+        ({"delta": 0.1, "solver": "euler"}, "delta was 0.04, now 0.1; solver was 'heun'"),
+        ({"teacher": make_teacher(seed=1)}, "another teacher"),
+        ({"teacher": make_teacher(PLAIN)}, "another teacher"),
+    ],
+)
+def test_another_run_is_refused_with_the_differences(tmp_path, changes, message):
+    distiller = make(CONFIG, output_dir=str(tmp_path), **OPTIONS)
+    distiller.fit(3)
+    options = {**OPTIONS, **changes}
+    with pytest.raises(ResumeMismatch, match=message):
+        make(output_dir=str(tmp_path), resume_from_checkpoint="latest", **options)
+
+
+def test_every_setting_is_either_compared_or_known_to_be_free():
+    known = {option.name for option in DistillConfig.options()}
+    assert known > module.FREE_SETTINGS
+
+
+def test_another_machine_is_a_warning(tmp_path, caplog):
+    make(output_dir=str(tmp_path), **OPTIONS).fit(3)
+    manifest = tmp_path / "checkpoint-3/manifest.json"
+    values = json.loads(manifest.read_text())
+    values["state"]["machine"]["isa"] = "abacus"
+    manifest.write_text(json.dumps(signed(values)))
+    resumed = make(output_dir=str(tmp_path), resume_from_checkpoint="latest", **OPTIONS)
+    assert resumed.state.step == 3
+    assert "another kind of machine" in caplog.text
+    assert "abacus" in caplog.text
+
+
+# ---------------------------------------------------------------------------------------- damage
+
+
+def test_a_checkpoint_comes_back_as_it_was(tmp_path):
+    path = write(tmp_path, 7, 2.5)
+    assert path.name == "checkpoint-7"
+    assert sorted(p.name for p in path.iterdir()) == [
+        *("config.json", "manifest.json", "state.safetensors"),
+    ]
+    buffers = empty()
+    manifest = load_checkpoint(path, buffers, WHO)
+    assert manifest["step"] == 7
+    assert manifest["state"] == {"counters": {"step": 7}}
+    assert (buffers["weights"] == 2.5).all()
+    assert (buffers["m"] == np.arange(500)).all()
+
+
+def flip(path):
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+DAMAGE = {
+    "one bit": flip,
+    "cut short": lambda path: path.write_bytes(path.read_bytes()[:-3]),
+    "empty": lambda path: path.write_bytes(b""),
+    "missing": lambda path: path.unlink(),
+    "a folder": lambda path: (path.unlink(), path.mkdir()),
+}
+
+
+@pytest.mark.parametrize("name", ["state.safetensors", "config.json", "manifest.json"])
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_damage_is_noticed_and_the_one_before_is_used(tmp_path, caplog, name, damage):
+    good, bad = write(tmp_path, 1), write(tmp_path, 2)
+    DAMAGE[damage](bad / name)
+    with caplog.at_level(logging.WARNING, "boot"):
+        assert find_latest(tmp_path) == good
+    assert "checkpoint-2" in caplog.text
+    buffers = empty()
+    with pytest.raises(CheckpointError, match="checkpoint-2"):
+        load_checkpoint(bad, buffers, WHO)
+    assert not buffers["weights"].any()
+
+
+def test_any_flipped_bit_of_the_manifest_is_noticed(tmp_path):
+    path = write(tmp_path, 1) / "manifest.json"
+    good = path.read_bytes()
+    for i in range(8 * len(good)):
+        data = bytearray(good)
+        data[i // 8] ^= 1 << i % 8
+        path.write_bytes(data)
+        with pytest.raises(CheckpointError):
+            read_manifest(path.parent)
+    path.write_bytes(good)
+    read_manifest(path.parent)
+
+
+def test_files_of_two_checkpoints_are_not_mixed(tmp_path):
+    one, two = write(tmp_path, 1, 1.0), write(tmp_path, 2, 2.0)
+    shutil.copy(one / "state.safetensors", two / "state.safetensors")
+    with pytest.raises(CheckpointError, match=r"checkpoint-2/state.safetensors is damaged"):
+        read_manifest(two)
+    assert find_latest(tmp_path) == one
+
+
+@pytest.mark.parametrize("text", ["[]", "{}", '{"files": 3}', "null", "{", '{"format_version": 9}'])
+def test_a_manifest_that_is_none_is_named(tmp_path, text):
+    path = write(tmp_path, 1)
+    (path / "manifest.json").write_text(text)
+    with pytest.raises(CheckpointError, match=r"manifest.json"):
+        read_manifest(path)
+    assert find_latest(tmp_path) is None
+
+
+def test_leftovers_and_other_folders_are_not_checkpoints(tmp_path):
+    for name in (".checkpoint-9.1-ab.tmp", "checkpoint-x", "checkpoint-", "student"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "checkpoint-5").write_text("a file")
+    path = write(tmp_path, 10)
+    write(tmp_path, 9)
+    assert [p.name for p in list_checkpoints(tmp_path)] == ["checkpoint-10", "checkpoint-9"]
+    assert find_latest(tmp_path) == path
+    assert find_latest(tmp_path / "nowhere") is None
+
+
+def test_old_ones_are_deleted_after_the_newest_was_verified(tmp_path):
+    for step in (1, 2, 3, 4):
+        write(tmp_path, step)
+    prune_checkpoints(tmp_path, None)
+    assert len(list_checkpoints(tmp_path)) == 4
+    flip(tmp_path / "checkpoint-4/state.safetensors")
+    with pytest.raises(CheckpointError, match="checkpoint-4"):
+        prune_checkpoints(tmp_path, 2)
+    assert len(list_checkpoints(tmp_path)) == 4
+    write(tmp_path, 4)  # written again over the damaged one
+    prune_checkpoints(tmp_path, 2)
+    assert [p.name for p in list_checkpoints(tmp_path)] == ["checkpoint-4", "checkpoint-3"]
+
+
+# --------------------------------------------------------------------------------- failing writes
+
+
+@pytest.mark.parametrize("call", ["fsync", "replace", "rename", "open", "write"])
+@pytest.mark.parametrize("at", [0, 1, 2, 3])
+def test_a_failing_write_harms_nothing_and_leaves_nothing(tmp_path, monkeypatch, call, at):
+    good = write(tmp_path, 1)
+    real, count = getattr(os, call), [0]
+
+    def failing(*args, **kwargs):
+        count[0] += 1
+        if count[0] == at + 1:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(os, call, failing)
+    try:
+        write(tmp_path, 2)
+        failed = False
+    except CheckpointError as problem:
+        failed = True
+        assert problem.errno == errno.ENOSPC
+        assert "checkpoint-2" in str(problem)
+        assert "bytes needed" in str(problem)
+    monkeypatch.undo()
+    assert failed == (count[0] > at)
+    latest = find_latest(tmp_path)
+    if failed:
+        # The very last sync comes after the rename: the new one is complete, if not yet durable.
+        assert latest in (good, tmp_path / "checkpoint-2")
+    else:
+        assert latest == tmp_path / "checkpoint-2"
+    read_manifest(good)
+    assert not [p.name for p in tmp_path.iterdir() if p.name.endswith(".tmp")]
+
+
+def test_saving_needs_a_folder():
+    with pytest.raises(ValueError, match="output_dir must be set"):
+        make().save_checkpoint()
