@@ -5,7 +5,6 @@
 
 #include "base/vmath.h"
 
-*-- -- -- -- -- -- -- -- -- -- -- -- -- -- -- -- -- -- -- -- -- -- -- -- -- -- -- -- -- -- -- -- -- -- -- -- -- -- -- -- -- -- -*/
 
     static int read_int(PyObject *config, const char *key, int64_t absent, int64_t *value) {
     PyObject *item = PyDict_GetItemString(config, key);
