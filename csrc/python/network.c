@@ -13,8 +13,7 @@ typedef struct {
     atomic_flag busy;
 } UNet2D;
 
-/* --- life cycle
- * ---------------------------------------------------------------------------------------- */
+/* Life cycle. */
 
 static PyObject *unet_new(PyTypeObject *type, PyObject *args, PyObject *kwargs) {
     static char *keys[] = {"config", "target_embedding", NULL};
@@ -59,8 +58,7 @@ static int enter(UNet2D *self) {
 
 static void leave(UNet2D *self) { atomic_flag_clear(&self->busy); }
 
-/* --- parameters
- * ---------------------------------------------------------------------------------------- */
+/* Parameters. */
 
 static PyObject *get_parameters(PyObject *object, void *unused) {
     (void)unused;
@@ -105,8 +103,7 @@ static PyObject *weights_changed(PyObject *self, PyObject *unused) {
     Py_RETURN_NONE;
 }
 
-/* --- running
- * ------------------------------------------------------------------------------------------- */
+/* Running. */
 
 /* A vector of n numbers or, for labels of an identity embedding, an (n, T) matrix. */
 static int check_vector(PyArrayObject *a, const char *name, npy_intp n, npy_intp width) {
@@ -231,8 +228,7 @@ static PyObject *unet_backward(PyObject *object, PyObject *arg) {
     Py_RETURN_NONE;
 }
 
-/* --- plans
- * --------------------------------------------------------------------------------------------- */
+/* Plans and kernels. */
 
 static PyObject *kernel_list(UNet2D *self) {
     const boot_tuner *tuner = boot_network_tuner(self->network);

@@ -5,8 +5,7 @@
 
 #include "base/vmath.h"
 
-
-    static int read_int(PyObject *config, const char *key, int64_t absent, int64_t *value) {
+static int read_int(PyObject *config, const char *key, int64_t absent, int64_t *value) {
     PyObject *item = PyDict_GetItemString(config, key);
     *value = absent;
     if (!item || item == Py_None) return 0;

@@ -121,10 +121,12 @@ def make_teacher(source: Path) -> None:
     tensors = load_file(source / weights)
     stored = {n: t.half() if n in half else t for n, t in tensors.items()}
     save_file(stored, target / weights, metadata={"format": "pt"})
+    (target / weights).chmod(0o644)  # save_file makes it private
 
     inputs = probe_inputs(60_000, seed=3)
     wanted = run(UNet2DModel.from_pretrained(source / "unet").eval(), inputs)
-    change = (run(UNet2DModel.from_pretrained(target / "unet", torch_dtype=torch.float32), inputs) - wanted).abs()
+    stored_model = UNet2DModel.from_pretrained(target / "unet").float().eval()
+    change = (run(stored_model, inputs) - wanted).abs()
     kept = [name for name in tensors if name not in half]
     print(f"teacher: {(target / weights).stat().st_size} bytes ({len(kept)} tensors in float32)")
     print(f"  60,000 fresh inputs: largest change {change.max():.2e}, mean {change.mean():.2e}")
