@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from boot._version import __version__
+from boot.errors import BootError, BootWarning
 from boot.flags import Parser, UsageError, add_config_flags, config_values, flag_of
 
 EXIT_ERROR, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
@@ -46,8 +47,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def one_line(problem: BaseException) -> str:
     """Return the message of an exception as one line, with its class where that says more."""
-    from boot.errors import BootError
-
     text = str(problem)
     if isinstance(problem, OSError) and problem.strerror:
         where = f": {problem.filename}" if problem.filename else ""
@@ -69,6 +68,7 @@ def _set_up_messages(quiet: bool) -> None:
     def show(message: Warning | str, *args: Any, **kwargs: Any) -> None:
         log.warning("warning: %s", " ".join(str(message).split()))
 
+    warnings.simplefilter("default", BootWarning)
     warnings.showwarning = show
 
 

@@ -84,7 +84,7 @@ static int64_t max64(int64_t a, int64_t b) { return a > b ? a : b; }
 
 boot_status boot_conv_time(const boot_conv_kernel *kernel, const boot_conv_shape *s,
                            boot_conv_direction direction, boot_dnnl *dnnl, int repeats,
-                           double *seconds) {
+                           double give_up, double *seconds) {
     const int64_t nx = s->N * s->H * s->W * s->I, ny = s->N * s->Ho * s->Wo * s->O,
                   nw = s->O * s->I * s->k * s->k;
     int64_t scratch = 0;
@@ -116,6 +116,7 @@ boot_status boot_conv_time(const boot_conv_kernel *kernel, const boot_conv_shape
             status = kernel->run(state, s, direction, &args);
             const double spent = omp_get_wtime() - start;
             if (r > 0 && spent < *seconds) *seconds = spent;
+            if (r > 0 && spent > give_up) break;
         }
     }
     kernel->destroy(state);
@@ -148,7 +149,8 @@ static boot_status choose_kernel(const boot_node *node, const boot_conv_shape *s
         if ((!known && !kernel->automatic) || !kernel->applies(s, direction)) continue;
         *chosen = kernel;
         if (known) return BOOT_OK;
-        const boot_status status = boot_conv_time(kernel, s, direction, context->dnnl, 3, &seconds);
+        const boot_status status =
+            boot_conv_time(kernel, s, direction, context->dnnl, 3, 1.5 * best, &seconds);
         if (status == BOOT_ERR_UNSUPPORTED) continue;
         BOOT_TRY(status);
         if (seconds < best) {

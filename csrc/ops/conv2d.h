@@ -52,9 +52,10 @@ extern const boot_conv_kernel boot_conv_direct, boot_conv_dnnl_winograd, boot_co
 enum { BOOT_NUM_CONV_KERNELS = 5 };
 extern const boot_conv_kernel *const boot_conv_kernels[BOOT_NUM_CONV_KERNELS];
 
-/* Best of `repeats` runs in seconds on made-up data, for the tuner and for benchmarks. */
+/* Best of up to `repeats` runs in seconds on made-up data, for the tuner and for benchmarks. Stops
+   early once a run took longer than `give_up` seconds: such a kernel has lost. */
 boot_status boot_conv_time(const boot_conv_kernel *kernel, const boot_conv_shape *shape,
                            boot_conv_direction direction, boot_dnnl *dnnl, int repeats,
-                           double *seconds);
+                           double give_up, double *seconds);
 
 #endif
