@@ -219,8 +219,8 @@ class TensorBoardLog(Callback):
     def on_train_end(
         self, config: DistillConfig, state: TrainState, control: Control, **kwargs: Any
     ) -> None:
-        """Flush."""
-        self._writer.flush()
+        """Write out what is left."""
+        self._writer.close()
 
 
 class SampleGrid(Callback):

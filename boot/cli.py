@@ -100,7 +100,11 @@ def build_parser() -> Parser:
     _add_evaluate(add("evaluate", evaluate, "compare a student with its teacher and real images"))
     _add_info(add("info", info, "say what a folder holds"))
     demo_parser = add("demo", demo, "distil the digits teacher that comes with boot, and show it")
-    demo_parser.add_argument("--output-dir", default="boot-demo", metavar="DIR", help="new folder")
+    demo_parser.add_argument(
+        "--output-dir", default="boot-demo", metavar="DIR", help="new folder [boot-demo]"
+    )
+    demo_parser.add_argument("--max-train-steps", type=_integer, metavar="N", help="training steps")
+    demo_parser.add_argument("--seed", type=_integer, metavar="N", help="[0]")
     return parser
 
 
@@ -193,14 +197,14 @@ def _load(folder: str) -> Any:
 
 def _output_file(flag: str, text: str, ending: str) -> Path:
     """Check a file that is written at the end before the work that fills it begins."""
-    from boot.errors import check_output_folder, check_path
+    from boot.errors import check_folder, check_output_folder, check_path
 
     path = check_path(flag, text)
     if path.suffix != ending:
         raise ValueError(f"{flag} must be a file ending in {ending}, got {text!r}")
     if path.is_dir():
         raise IsADirectoryError(f"{flag} must be a file, but {text!r} is a folder")
-    check_output_folder(flag, path.parent, must_be_empty=False)
+    check_output_folder(flag, check_folder(flag, path.parent), must_be_empty=False)
     return path
 
 
@@ -282,7 +286,9 @@ def demo(arguments: argparse.Namespace) -> int:
     """Run `boot demo`."""
     from boot.demo import run_demo
 
-    run_demo(arguments.output_dir)
+    names = ("max_train_steps", "seed")
+    options = {name: v for name in names if (v := getattr(arguments, name)) is not None}
+    run_demo(arguments.output_dir, **options)
     return 0
 
 

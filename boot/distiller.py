@@ -318,7 +318,7 @@ class Distiller:
             training={"steps": self.state.step, "config": config.to_dict()},
         )
 
-    def evaluate(self, num_images: int = 256, **options: Any) -> dict[str, Any]:
+    def evaluate(self, num_images: int = 2000, **options: Any) -> dict[str, Any]:
         """Compare the student with its teacher, and with real images if a reference is given.
 
         See `evaluation.evaluate_student` for the options and the numbers.

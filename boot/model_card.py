@@ -70,7 +70,7 @@ unet = UNet2DModel.from_pretrained("{title}", subfolder="unet")
 scheduler = DDIMScheduler.from_pretrained("{title}", subfolder="scheduler")
 scheduler.set_timesteps(1)
 t = scheduler.timesteps[0]
-labels = torch.arange(16) % {drawn}  # the classes: 0 ... {last}{null}
+labels = {labels}  # {classes}
 noise = torch.randn(16, {channels}, {height}, {width})
 with torch.no_grad():
     output = unet(noise, t, class_labels=labels).sample
@@ -84,12 +84,9 @@ def model_card(student: Student, title: str) -> str:
     config, info = student.model.config, student.info
     shape = student.model.image_shape()
     height, width = ("height", "width") if shape is None else (str(n) for n in shape[1:])
-    classes = student.num_classes
-    null = ""
-    if classes is not None and info.guidance.active:
-        null = f"; {info.null_class_label} stood for no class and was not trained"
-        classes -= 1
-    return (_FRONT + _ABOUT + (_UNCONDITIONAL if classes is None else _CONDITIONAL)).format(
+    labels, classes = _labels(student)
+    usage = _UNCONDITIONAL if student.num_classes is None else _CONDITIONAL
+    return (_FRONT + _ABOUT + usage).format(
         title=title,
         teacher=info.teacher.get("name", "unknown"),
         sha256=info.teacher.get("sha256", "unknown"),
@@ -103,7 +100,18 @@ def model_card(student: Student, title: str) -> str:
         index=int(student.schedule.index(info.t_max)),
         guidance=info.guidance_scale,
         steps=info.training.get("steps", "unknown"),
-        drawn=classes,
-        last=(classes or 1) - 1,
-        null=null,
+        labels=labels,
+        classes=classes,
     )
+
+
+def _labels(student: Student) -> tuple[str, str]:
+    """Return an expression for 16 labels of the classes in turn, and a remark on them."""
+    count, guidance = student.num_classes or 1, student.info.guidance
+    if not guidance.active:
+        return f"torch.arange(16) % {count}", f"the classes: 0 ... {count - 1}"
+    remark = f"{guidance.null_label} meant 'no class' and was not trained"
+    if guidance.null_label == count - 1:
+        return f"torch.arange(16) % {count - 1}", f"the classes: 0 ... {count - 2}; {remark}"
+    classes = f"[i for i in range({count}) if i != {guidance.null_label}]"
+    return f"torch.tensor({classes})[torch.arange(16) % {count - 1}]", remark

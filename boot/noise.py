@@ -20,9 +20,7 @@ class Stream(enum.IntEnum):
     TRAIN_NOISE = 0
     TRAIN_TIME = 1
     TRAIN_LABEL = 2
-    TRAIN_GUIDANCE = 3
     SAMPLE_NOISE = 16
-    SAMPLE_LABEL = 17
 
 
 class _Generator:

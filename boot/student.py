@@ -223,6 +223,7 @@ class Student:
         tensors = {name: a for name, a in model.parameters.items() if name not in own}
         own[BAKED] = tensors[BAKED]
         tensors[BAKED] = self._baked_bias(own)
+        card = model_card(self, path.resolve().name)
         info = {
             "format_version": FORMAT_VERSION,
             "scheduler": self.scheduler.to_dict(),  # of the teacher: exact where the export is not
@@ -233,7 +234,7 @@ class Student:
             model.config,
             self._scheduler_to_export(),
             tensors,
-            extra_files={INFO_FILE: to_json(info), "README.md": model_card(self, path.name)},
+            extra_files={INFO_FILE: to_json(info), "README.md": card},
             extra_tensors={TENSORS_FILE: own},
             dtype=dtype,
             exist_ok=overwrite,

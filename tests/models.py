@@ -10,6 +10,7 @@ import numpy as np
 from pipelines import CONFIG
 
 from boot.diffusers_io import save_pipeline
+from boot.distiller import Distiller
 from boot.network import Network
 from boot.scheduler_config import SchedulerConfig
 from boot.teacher import Teacher
@@ -53,3 +54,30 @@ def noise(count: int = 4, seed: int = 1, channels: int = 1, size: int = 8) -> An
     """Standard normal images."""
     rng = np.random.default_rng(seed)
     return rng.standard_normal((count, channels, size, size)).astype(np.float32)
+
+
+# ---------------------------------------------------------------------------------- training
+
+SMALL = {"train_batch_size": 6, "max_train_steps": 40, "lr_warmup_steps": 4, "sample_steps": 0}
+
+
+def make(config: Any = CONFIG, teacher: Any = None, **overrides: Any) -> Distiller:
+    """A Distiller of a small teacher, with settings for a few quick steps."""
+    return Distiller(teacher or make_teacher(config), **{**SMALL, **overrides})
+
+
+def weights_of(distiller: Distiller) -> list[Any]:
+    """Copies of everything that training changes."""
+    return [b.copy() for b in distiller._buffers().values()]
+
+
+def assert_same(a: Any, b: Any) -> None:
+    """Equal bit for bit."""
+    for one, other in zip(a, b, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def pin_like(distiller: Distiller, other: Distiller) -> None:
+    """Kernels are chosen by timing: the same choice gives the same bits."""
+    for name, network in distiller._networks().items():
+        network.pin_kernels(other._networks()[name].kernels)

@@ -10,8 +10,8 @@ import shutil
 
 import numpy as np
 import pytest
-from models import CONFIG, PLAIN, make_teacher
-from test_distiller import Recorder, assert_same, interrupt, make, weights_of
+from models import CONFIG, PLAIN, assert_same, make, make_teacher, weights_of
+from test_fit import Recorder, interrupt
 
 from boot import checkpoint as module
 from boot.checkpoint import (

@@ -255,6 +255,7 @@ def test_info_tells_students_from_teachers(folders, capsys):
         (("sample", "{teacher}", "--output", "{tmp}/x.png", "--sampler", "plms"), "invalid choice"),
         (("sample", "{teacher}", "--output", "{tmp}/x.png", "--t-start", "0"), "t_start must be"),
         (("sample", "{student}", "--output", "{file}/x.png"), "is a file"),
+        (("sample", "{student}", "--output", "{new}/x.png"), "--output: there is no folder"),
         (("evaluate", "{student}"), "the following arguments are required: --teacher"),
         (("evaluate", "{teacher}", "--teacher", "{teacher}"), "is not a student"),
         (("evaluate", "{student}", "--teacher", "{plain}"), "teacher does not fit the student"),
@@ -312,6 +313,18 @@ def test_unexpected_exceptions_name_their_class(capsys, monkeypatch, tmp_path):
 def test_exit_codes_tell_wrong_usage_from_failure(capsys, tmp_path):
     assert run("nothing") == 2
     assert run("info", tmp_path / "none") == 1
+
+
+def test_demo_passes_its_options_on_and_checks_its_folder_first(tmp_path, capsys, monkeypatch):
+    (tmp_path / "notes").write_text("mine")
+    assert "must be a new or empty folder" in fails(capsys, "demo", "--output-dir", tmp_path)
+    import boot.demo
+
+    calls = []
+    monkeypatch.setattr(boot.demo, "run_demo", lambda *args, **kwargs: calls.append((args, kwargs)))
+    run("demo", "--output-dir", "x")
+    run("demo", "--output-dir", "x", "--max-train-steps", 3, "--seed", 1)
+    assert calls == [(("x",), {}), (("x",), {"max_train_steps": 3, "seed": 1})]
 
 
 def test_messages_of_many_lines_become_one():

@@ -3,30 +3,26 @@
 from __future__ import annotations
 
 import dataclasses
-import json
-import os
-import signal
-import threading
 
 import numpy as np
 import pytest
-from models import CONFIG, PLAIN, make_teacher, save_teacher
+from models import (
+    CONFIG,
+    PLAIN,
+    assert_same,
+    make,
+    make_teacher,
+    pin_like,
+    save_teacher,
+    weights_of,
+)
 
-from boot import _core
-from boot.callbacks import Callback
 from boot.config import DistillConfig
 from boot.distiller import Distiller
-from boot.errors import ConfigError, TrainingDiverged, UnsupportedModel
+from boot.errors import ConfigError, UnsupportedModel
 from boot.network import Network
 from boot.scheduler_config import SchedulerConfig
-from boot.student import Student
 from boot.teacher import Teacher
-
-SMALL = {"train_batch_size": 6, "max_train_steps": 40, "lr_warmup_steps": 4, "sample_steps": 0}
-
-
-def make(config=CONFIG, teacher=None, **overrides):
-    return Distiller(teacher or make_teacher(config), **{**SMALL, **overrides})
 
 
 def per_image(a):
@@ -212,21 +208,6 @@ def test_networks_with_a_table_of_times_get_whole_timesteps():
     assert np.isfinite(distiller.step()["loss"])
 
 
-def weights_of(distiller):
-    return [b.copy() for b in distiller._buffers().values()]
-
-
-def assert_same(a, b):
-    for one, other in zip(a, b, strict=True):
-        np.testing.assert_array_equal(one, other)
-
-
-def pin_like(distiller, other):
-    """Kernels are chosen by timing: the same choice gives the same bits."""
-    for name, network in distiller._networks().items():
-        network.pin_kernels(other._networks()[name].kernels)
-
-
 def test_two_runs_with_the_same_kernels_are_the_same_bit_for_bit():
     one = make()
     for _ in range(4):
@@ -301,245 +282,6 @@ def test_teachers_that_cannot_be_distilled_are_named():
         make(t_max=0.0011, t_min=0.001)
     with pytest.raises(ConfigError, match="no class but the null label"):
         make(dataclasses.replace(CONFIG, num_class_embeds=1), guidance_scale=2.0)
-
-
-# --------------------------------------------------------------------------------------- the run
-
-
-class Recorder(Callback):
-    """Remembers the events and acts at a step."""
-
-    def __init__(self, at=None, act=None):
-        self.events, self.at, self.act = [], at, act
-
-    def on_train_begin(self, config, state, control, **kwargs):
-        self.events.append("begin")
-
-    def on_step_begin(self, config, state, control, **kwargs):
-        self.events.append(f"step {state.step + 1}")
-
-    def on_step_end(self, config, state, control, **kwargs):
-        if state.step == self.at:
-            self.act(control)
-
-    def on_log(self, config, state, control, **kwargs):
-        self.events.append(f"log {kwargs['logs']['step']}")
-
-    def on_save(self, config, state, control, **kwargs):
-        self.events.append(kwargs["path"].name)
-
-    def on_train_end(self, config, state, control, **kwargs):
-        self.events.append("end")
-
-
-def stop(control):
-    control.should_training_stop = True
-
-
-def interrupt(control):
-    os.kill(os.getpid(), signal.SIGINT)
-
-
-def test_fit_writes_the_student_the_log_the_config_and_checkpoints(tmp_path):
-    out = tmp_path / "out"
-    recorder = Recorder()
-    distiller = make(output_dir=str(out), max_train_steps=6, logging_steps=2, checkpointing_steps=2)
-    history = distiller.fit(callbacks=[recorder])
-    assert recorder.events == [
-        *("begin", "step 1", "step 2", "log 2", "checkpoint-2"),
-        *("step 3", "step 4", "log 4", "checkpoint-4"),
-        *("step 5", "step 6", "log 6", "checkpoint-6", "end"),
-    ]
-    assert sorted(p.name for p in out.glob("checkpoint-*")) == ["checkpoint-4", "checkpoint-6"]
-    lines = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
-    assert [line["step"] for line in lines] == [2, 4, 6]
-    assert [line["loss"] for line in lines] == history.history["loss"]
-    assert not history.interrupted
-    assert DistillConfig.load(out / "distill_config.json") == distiller.config
-    student = Student.from_pretrained(out)
-    np.testing.assert_array_equal(student.model.weights, distiller.student.model.weights)
-    assert student.info.training["steps"] == 6
-    assert student.info.teacher["sha256"] == distiller.teacher.fingerprint
-    assert student.info.guidance_scale == 1.5
-
-
-def test_fit_counts_total_steps_and_may_be_called_again():
-    distiller = make()
-    distiller.fit(max_train_steps=3)
-    assert distiller.state.step == 3
-    distiller.fit(max_train_steps=3)
-    assert distiller.state.step == 3
-    distiller.fit(max_train_steps=5)
-    assert distiller.state.step == 5
-
-
-def test_a_callback_can_stop_and_ask_for_a_log_and_a_checkpoint(tmp_path):
-    def ask(control):
-        control.should_log = control.should_save = True
-
-    distiller = make(output_dir=str(tmp_path), checkpointing_steps=0, logging_steps=100)
-    recorder, stopper = Recorder(2, ask), Recorder(3, stop)
-    distiller.fit(callbacks=[recorder, stopper])
-    assert distiller.state.step == 3
-    assert "log 2" in recorder.events
-    assert "checkpoint-2" in recorder.events
-    assert "checkpoint-3" in recorder.events
-
-
-def test_ctrl_c_stops_at_a_step_border_with_a_checkpoint_and_fit_goes_on(tmp_path):
-    distiller = make(output_dir=str(tmp_path / "out"), max_train_steps=6)
-    handler = signal.getsignal(signal.SIGINT)
-    history = distiller.fit(callbacks=[Recorder(3, interrupt)])
-    assert history.interrupted
-    assert distiller.state.step == 3
-    assert signal.getsignal(signal.SIGINT) is handler
-    assert (tmp_path / "out/checkpoint-3/manifest.json").exists()
-    assert not (tmp_path / "out/model_index.json").exists()
-    history = distiller.fit()
-    assert not history.interrupted
-    assert distiller.state.step == 6
-    assert (tmp_path / "out/model_index.json").exists()
-
-
-def test_a_second_ctrl_c_acts_at_once():
-    def twice(control):
-        interrupt(control)
-        interrupt(control)
-
-    recorder = Recorder(2, twice)
-    distiller = make()
-    with pytest.raises(KeyboardInterrupt):
-        distiller.fit(callbacks=[recorder])
-    assert recorder.events[-1] == "end"
-    assert np.isfinite(distiller.step()["loss"])
-
-
-def test_ctrl_c_inside_a_step_of_ones_own_loop_is_held_back_until_it_is_complete(monkeypatch):
-    distiller = make()
-    adamw = _core.adamw_step
-
-    def interrupted(*args, **kwargs):
-        result = adamw(*args, **kwargs)
-        os.kill(os.getpid(), signal.SIGINT)
-        return result
-
-    monkeypatch.setattr(_core, "adamw_step", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        distiller.step()
-    assert distiller.state.step == distiller.state.updates == 1
-    monkeypatch.undo()
-    assert distiller.step()["step"] == 2
-
-
-def test_an_exception_in_a_callback_ends_the_run_in_order():
-    def fail(control):
-        raise OSError("disk on fire")
-
-    recorder = Recorder(2, fail)
-    distiller = make()
-    with pytest.raises(OSError, match="disk on fire"):
-        distiller.fit(callbacks=[recorder])
-    assert recorder.events[-1] == "end"
-    assert distiller.fit(max_train_steps=4).history == {}
-    assert distiller.state.step == 4
-
-
-def test_one_thread_at_a_time():
-    distiller = make()
-    distiller.step()
-    inside, release, result = threading.Event(), threading.Event(), []
-    draw = distiller._draw
-
-    def slow_draw():
-        inside.set()
-        release.wait(30)
-        return draw()
-
-    distiller._draw = slow_draw
-    thread = threading.Thread(target=lambda: result.append(distiller.step()))
-    thread.start()
-    assert inside.wait(30)
-    with pytest.raises(RuntimeError, match="one object per thread"):
-        distiller.step()
-    release.set()
-    thread.join(60)
-    assert result[0]["step"] == 2
-
-
-def test_two_distillers_work_in_two_threads():
-    alone = make()
-    for _ in range(3):
-        alone.step()
-    pair = [make(), make()]
-    for distiller in pair:
-        pin_like(distiller, alone)
-    threads = [threading.Thread(target=d.fit, kwargs={"max_train_steps": 3}) for d in pair]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(120)
-    assert_same(weights_of(pair[0]), weights_of(pair[1]))
-    assert pair[0].state.step == 3
-
-
-# --------------------------------------------------------------------------- numbers that go wrong
-
-
-def poison(distiller, on):
-    weights = distiller.teacher.model.parameters["conv_out.bias"]
-    weights[:] = np.nan if on else 0.0
-    distiller.teacher.model.weights_changed()
-
-
-def test_a_step_that_is_not_finite_changes_nothing_and_is_counted(caplog):
-    distiller = make()
-    distiller.step()
-    before = weights_of(distiller)
-    poison(distiller, True)
-    logs = distiller.step()
-    assert np.isnan(logs["loss"])
-    assert logs["skipped"] == 1
-    assert logs["step"] == 2
-    assert_same(weights_of(distiller), before)
-    assert "step 2 skipped" in caplog.text
-    poison(distiller, False)
-    assert np.isfinite(distiller.step()["loss"])
-    assert distiller.state.bad_in_a_row == 0
-    assert distiller.state.updates == 2
-
-
-def test_a_gradient_that_is_not_finite_is_skipped_too(monkeypatch):
-    distiller = make()
-    distiller.step()
-    before = weights_of(distiller)
-    backward = distiller._training.backward
-
-    def broken(dy):
-        backward(dy)
-        distiller._training.model.core.grads[17] = np.inf
-
-    monkeypatch.setattr(distiller._training, "backward", broken)
-    assert np.isnan(distiller.step()["grad_norm"])
-    assert_same(weights_of(distiller), before)
-
-
-def test_three_bad_steps_in_a_row_are_divergence():
-    distiller = make()
-    poison(distiller, True)
-    before = weights_of(distiller)
-    distiller.step()
-    distiller.step()
-    with pytest.raises(TrainingDiverged, match="3 steps in a row up to step 3"):
-        distiller.step()
-    assert_same(weights_of(distiller), before)
-
-
-def test_the_log_holds_null_for_numbers_that_json_cannot(tmp_path):
-    distiller = make(output_dir=str(tmp_path), logging_steps=1, checkpointing_steps=0)
-    poison(distiller, True)
-    distiller.fit(max_train_steps=2)
-    lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
-    assert [line["loss"] for line in lines] == [None, None]
 
 
 # ------------------------------------------------------------------------------------ evaluation

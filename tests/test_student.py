@@ -43,7 +43,7 @@ def test_a_fresh_student_of_a_v_teacher_is_the_teacher_at_t_max_for_every_target
     x, labels = noise(4), np.array([0, 1, 0, 1])
     expected = teacher.signal(x, np.full(4, 0.8), labels)
     for t in (0.001, 0.3, 0.8):
-        np.testing.assert_allclose(student(x, t, labels), expected, atol=1e-6)
+        np.testing.assert_allclose(student(x, t, labels), expected, atol=1e-5)
 
 
 def test_the_output_map_and_the_timestep_are_those_of_t_max_whatever_the_target():
@@ -198,6 +198,9 @@ def test_the_folder_holds_a_pipeline_a_card_and_what_boot_needs(tmp_path):
     assert "class_labels=labels" in card
     assert "% 2" in card  # two classes; the null label was not trained
     assert "{" not in card
+    other = dataclasses.replace(INFO, null_class_label=0)
+    make_student(info=other).save_pretrained(tmp_path / "other")
+    assert "if i != 0" in (tmp_path / "other/README.md").read_text()
 
 
 def test_the_card_of_an_unconditional_student_shows_the_pipeline(tmp_path):
@@ -313,7 +316,7 @@ def test_network_load_names_every_problem_and_changes_nothing():
 # ------------------------------------------------------------------------------- with diffusers
 
 IN_DIFFUSERS = """
-import sys
+import os, re, sys
 from pathlib import Path
 import numpy as np, torch
 from diffusers import DDIMPipeline, DDIMScheduler, UNet2DModel
@@ -332,11 +335,22 @@ for folder in map(Path, sys.argv[1:]):
     step = scheduler.step(output, t, noise).prev_sample.clamp(-1, 1)
     result = {"by_hand": step.numpy()}
     if labels is None:
-        pipeline_module.randn_tensor = lambda *args, **kwargs: noise
+        drawn, pipeline_module.randn_tensor = pipeline_module.randn_tensor, lambda *a, **k: noise
         pipeline = DDIMPipeline.from_pretrained(folder)
         out = pipeline(batch_size=len(noise), num_inference_steps=1, output_type="np")
+        pipeline_module.randn_tensor = drawn
         result["pipeline"] = out.images.transpose(0, 3, 1, 2) * 2 - 1
     np.savez(folder / "found.npz", **result)
+    # The card's own snippet, run where its relative path means this folder.
+    os.chdir(folder.parent)
+    blocks = re.findall("```python\\n(.*?)```", (folder / "README.md").read_text(), re.S)
+    scope = {}
+    exec(blocks[1], scope)
+    if labels is None:
+        assert len(scope["images"]) == 16
+    else:
+        card = {key: scope[key].numpy() for key in ("noise", "labels", "images")}
+        np.savez(folder / "card.npz", **card)
 """
 
 
@@ -346,7 +360,7 @@ def run_by_diffusers(tmp_path_factory):
     pytest.importorskip("torch")
     pytest.importorskip("diffusers")
     root = tmp_path_factory.mktemp("exported")
-    expected = {}
+    expected, students = {}, {}
     for name in CASES:
         student = case(name)
         student.save_pretrained(root / name)
@@ -354,10 +368,15 @@ def run_by_diffusers(tmp_path_factory):
         given = {"noise": x} if labels is None else {"noise": x, "class_labels": labels}
         np.savez(root / name / "data.npz", **given)
         expected[name] = student.sample(noise=x, class_labels=labels)
+        students[name] = student
     # A process of its own: PyTorch brings another OpenMP library and another oneDNN.
     command = [sys.executable, "-c", IN_DIFFUSERS, *(str(root / name) for name in CASES)]
     result = subprocess.run(command, capture_output=True, text=True, timeout=600)
     assert result.returncode == 0, result.stderr[-2000:]
+    card = dict(np.load(root / "conditional/card.npz"))
+    assert set(card["labels"]) == {0, 1}
+    by_card = students["conditional"].sample(noise=card["noise"], class_labels=card["labels"])
+    np.testing.assert_allclose(card["images"], by_card, atol=1e-4)
     return {name: (dict(np.load(root / name / "found.npz")), expected[name]) for name in CASES}
 
 

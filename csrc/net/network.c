@@ -22,6 +22,8 @@ struct boot_network {
     int64_t arena_floats;
     boot_dnnl dnnl;
     boot_tuner tuner;
+    boot_packs packs;
+    bool keep_packed;
     cached_plan plans[MAX_PLANS];
     int64_t clock;
     const boot_plan *pending; /* the training plan whose backward may run */
@@ -43,6 +45,7 @@ static boot_status find_params(boot_network *network) {
 boot_status boot_network_open(boot_network **network, const boot_unet2d_config *config) {
     BOOT_TRY(boot_alloc((void **)network, sizeof **network, true, "network"));
     (*network)->config = *config;
+    (*network)->packs.version = 1;
     boot_status status = boot_dnnl_open(&(*network)->dnnl);
     if (!status) status = find_params(*network);
     if (!status)
@@ -60,6 +63,8 @@ void boot_network_clear_plans(boot_network *network) {
         if (network->plans[i].used) boot_plan_close(&network->plans[i].plan);
         network->plans[i].used = false;
     }
+    network->packs
+        .version++; /* kernels' states are gone, and with them the layouts of their packs */
     network->pending = NULL;
 }
 
@@ -67,6 +72,7 @@ void boot_network_close(boot_network *network) {
     if (!network) return;
     boot_network_clear_plans(network);
     boot_tuner_close(&network->tuner);
+    boot_packs_close(&network->packs);
     boot_dnnl_close(&network->dnnl);
     boot_params_close(&network->params);
     boot_free(network->weights);
@@ -80,11 +86,22 @@ const boot_unet2d_config *boot_network_config(const boot_network *network) {
     return &network->config;
 }
 float *boot_network_weights(boot_network *network) { return network->weights; }
+void boot_network_keep_packed(boot_network *network, bool keep) {
+    if (keep == network->keep_packed) return;
+    network->keep_packed = keep;
+    boot_network_clear_plans(network); /* the best kernels may be others now */
+    boot_packs_close(&network->packs);
+    network->packs.version = 1;
+}
+
+void boot_network_weights_changed(boot_network *network) { network->packs.version++; }
+
 boot_tuner *boot_network_tuner(boot_network *network) { return &network->tuner; }
 
 int64_t boot_network_bytes(const boot_network *network) {
     const int64_t copies = network->grads ? 2 : 1;
-    return (int64_t)sizeof(float) * (copies * network->params.floats + network->arena_floats);
+    return (int64_t)sizeof(float) * (copies * network->params.floats + network->arena_floats +
+                                     boot_packs_floats(&network->packs));
 }
 
 boot_status boot_network_grads(boot_network *network, float **grads) {
@@ -104,6 +121,7 @@ static cached_plan *place_for_plan(boot_network *network) {
     }
     if (network->pending == &oldest->plan) network->pending = NULL;
     boot_plan_close(&oldest->plan);
+    network->packs.version++;
     oldest->used = false;
     return oldest;
 }
@@ -121,7 +139,8 @@ boot_status boot_network_plan(boot_network *network, int64_t n, int64_t height, 
     }
     cached_plan *p = place_for_plan(network);
     boot_graph graph;
-    boot_plan_context context = {&network->dnnl, &network->tuner};
+    boot_plan_context context = {&network->dnnl, &network->tuner,
+                                 network->keep_packed && !training};
     boot_graph_init(&graph, &network->params, training);
     const int output = boot_unet2d_build(&graph, &network->config, n, height, width);
     BOOT_TRY(boot_plan_make(&p->plan, &graph, output, &context));
@@ -155,7 +174,8 @@ boot_status boot_network_forward(boot_network *network, const boot_network_input
         (boot_run){.inputs = {input->sample, input->timesteps, input->labels, input->targets},
                    .weights = network->weights,
                    .grads = grads,
-                   .arena = network->arena};
+                   .arena = network->arena,
+                   .packs = network->keep_packed ? &network->packs : NULL};
     BOOT_TRY(boot_plan_forward(plan, &network->run));
     const boot_tensor *shape = &plan->graph.values[plan->output].shape;
     memcpy(output, boot_plan_output(plan, &network->run), boot_count(shape) * sizeof(float));
@@ -187,6 +207,7 @@ static boot_status profile_runs(boot_network *network, const boot_plan *plan, fl
                                   .weights = network->weights,
                                   .grads = grads,
                                   .arena = network->arena,
+                                  .packs = network->keep_packed ? &network->packs : NULL,
                                   .step_seconds = r ? step_seconds : NULL};
         BOOT_TRY(boot_plan_forward(plan, &network->run));
         if (!plan->graph.training) continue;

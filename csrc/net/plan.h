@@ -55,6 +55,7 @@ typedef struct {
     const float *inputs[BOOT_NUM_SLOTS];
     float *weights, *grads; /* flat parameter buffers */
     float *arena;
+    boot_packs *packs;    /* inference with constant weights: where to keep packed ones; or NULL */
     double *step_seconds; /* per step of the plan, added to; NULL: no timing */
 } boot_run;
 

@@ -50,6 +50,7 @@ static boot_call make_call(const boot_plan *plan, const boot_run *run, const boo
     }
     call.saved = buffer_data(plan, run, plan->node_buffers[step->node].saved);
     call.scratch = run->arena + plan->arena_floats;
+    call.packs = graph->training ? NULL : run->packs;
     return call;
 }
 

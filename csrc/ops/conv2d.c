@@ -84,11 +84,12 @@ static int64_t max64(int64_t a, int64_t b) { return a > b ? a : b; }
 
 boot_status boot_conv_time(const boot_conv_kernel *kernel, const boot_conv_shape *s,
                            boot_conv_direction direction, boot_dnnl *dnnl, int repeats,
-                           double give_up, double *seconds) {
+                           double give_up, bool packed, double *seconds) {
     const int64_t nx = s->N * s->H * s->W * s->I, ny = s->N * s->Ho * s->Wo * s->O,
                   nw = s->O * s->I * s->k * s->k;
     int64_t scratch = 0;
     void *state = NULL, *block = NULL;
+    boot_packs packs = {.version = 1};
     BOOT_TRY(kernel->create(s, direction, dnnl, &state, &scratch));
     const int64_t total = nx + ny + nw + s->O + scratch + 5 * 16;
     boot_status status = boot_alloc(&block, total * sizeof(float), true, "kernel timing");
@@ -110,7 +111,9 @@ boot_status boot_conv_time(const boot_conv_kernel *kernel, const boot_conv_shape
                                      .ldx = s->I,
                                      .ldy = s->O,
                                      .scale = 1,
-                                     .scratch = b + (s->O + 15) / 16 * 16};
+                                     .scratch = b + (s->O + 15) / 16 * 16,
+                                     .packs =
+                                         packed && direction == BOOT_CONV_FORWARD ? &packs : NULL};
         for (int r = 0; r <= repeats && !status; r++) { /* the first run warms up */
             const double start = omp_get_wtime();
             status = kernel->run(state, s, direction, &args);
@@ -120,6 +123,7 @@ boot_status boot_conv_time(const boot_conv_kernel *kernel, const boot_conv_shape
         }
     }
     kernel->destroy(state);
+    boot_packs_close(&packs);
     boot_free(block);
     return status;
 }
@@ -136,10 +140,11 @@ static boot_status choose_kernel(const boot_node *node, const boot_conv_shape *s
         return boot_fail(BOOT_ERR_UNSUPPORTED, "conv2d (%s): kernel %s does not do this shape",
                          node->name, (*chosen)->name);
     }
-    snprintf(key, sizeof key, "%s n%lld %lldx%lldx%lld o%lld k%lld s%lld p%lld,%lld t%d",
+    snprintf(key, sizeof key, "%s n%lld %lldx%lldx%lld o%lld k%lld s%lld p%lld,%lld t%d%s",
              direction_name[direction], (long long)s->N, (long long)s->H, (long long)s->W,
              (long long)s->I, (long long)s->O, (long long)s->k, (long long)s->stride,
-             (long long)s->pad_begin, (long long)s->pad_end, omp_get_max_threads());
+             (long long)s->pad_begin, (long long)s->pad_end, omp_get_max_threads(),
+             context->packed && direction == BOOT_CONV_FORWARD ? " packed" : "");
     const boot_choice *known = boot_tuner_find(context->tuner, key);
     double best = 1e30;
     for (int i = 1; i < BOOT_NUM_CONV_KERNELS; i++) {
@@ -149,8 +154,8 @@ static boot_status choose_kernel(const boot_node *node, const boot_conv_shape *s
         if ((!known && !kernel->automatic) || !kernel->applies(s, direction)) continue;
         *chosen = kernel;
         if (known) return BOOT_OK;
-        const boot_status status =
-            boot_conv_time(kernel, s, direction, context->dnnl, 3, 1.5 * best, &seconds);
+        const boot_status status = boot_conv_time(kernel, s, direction, context->dnnl, 3,
+                                                  1.5 * best, context->packed, &seconds);
         if (status == BOOT_ERR_UNSUPPORTED) continue;
         BOOT_TRY(status);
         if (seconds < best) {
@@ -242,7 +247,8 @@ static boot_status conv2d_forward(const boot_node *node, const boot_call *call) 
                                  .ldr = call->in[RESIDUAL].ld,
                                  .ldt = s->O,
                                  .scale = (float)node->attr[SCALE],
-                                 .scratch = call->scratch};
+                                 .scratch = call->scratch,
+                                 .packs = call->packs};
     BOOT_TRY(kernel->run(state->state[BOOT_CONV_FORWARD], s, BOOT_CONV_FORWARD, &args));
     if (kernel->fused || (!args.temb && !args.residual && args.scale == 1.0f)) return BOOT_OK;
 #pragma omp parallel for collapse(2) schedule(static)

@@ -6,6 +6,7 @@
 #include <stdint.h>
 
 #include "base/dnnl.h"
+#include "ops/packs.h"
 
 typedef enum {
     BOOT_CONV_FORWARD = 0,
@@ -30,6 +31,7 @@ typedef struct {
     float scale;                /* forward: y = scale (conv + bias + temb + residual) */
     bool accumulate;            /* data: dx += */
     float *scratch;
+    boot_packs *packs; /* forward: keep packed weights here; NULL: pack into scratch every time */
 } boot_conv_args;
 
 typedef struct {
@@ -53,9 +55,10 @@ enum { BOOT_NUM_CONV_KERNELS = 5 };
 extern const boot_conv_kernel *const boot_conv_kernels[BOOT_NUM_CONV_KERNELS];
 
 /* Best of up to `repeats` runs in seconds on made-up data, for the tuner and for benchmarks. Stops
-   early once a run took longer than `give_up` seconds: such a kernel has lost. */
+   early once a run took longer than `give_up` seconds: such a kernel has lost. `packed`: packing
+   weights is not counted. */
 boot_status boot_conv_time(const boot_conv_kernel *kernel, const boot_conv_shape *shape,
                            boot_conv_direction direction, boot_dnnl *dnnl, int repeats,
-                           double give_up, double *seconds);
+                           double give_up, bool packed, double *seconds);
 
 #endif

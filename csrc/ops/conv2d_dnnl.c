@@ -16,6 +16,7 @@ typedef struct {
     dnnl_primitive_t reorder;
     int64_t offset,
         reorder_pad; /* floats into scratch: the copy, and the reorder's own scratchpad */
+    int64_t floats;  /* of the copy */
     dnnl_memory_t pad;
     int arg;
 } conv_arg;
@@ -122,7 +123,8 @@ static boot_status bind_arg(conv_state *s, conv_setup *u, int i, int dnnl_arg, d
     if (dnnl_memory_desc_equal(chosen, u->ours[i])) return BOOT_OK;
     BOOT_DNNL_TRY(dnnl_memory_create(&a->theirs, chosen, engine, DNNL_MEMORY_NONE), "memory");
     a->offset = *scratch;
-    *scratch += floats_of(chosen);
+    a->floats = floats_of(chosen);
+    *scratch += a->floats;
     dnnl_primitive_desc_t pd = NULL;
     const bool out = i == s->output;
     BOOT_DNNL_TRY(dnnl_reorder_primitive_desc_create(&pd, out ? chosen : u->ours[i], engine,
@@ -198,9 +200,13 @@ static boot_status conv_run(void *opaque, const boot_conv_shape *c, boot_conv_di
         conv_arg *a = &s->args[i];
         BOOT_DNNL_TRY(dnnl_memory_set_data_handle(a->ours, (void *)ours[i]), "argument");
         if (a->theirs) {
-            BOOT_DNNL_TRY(dnnl_memory_set_data_handle(a->theirs, args->scratch + a->offset),
-                          "argument");
-            if (i != s->output) BOOT_TRY(run_reorder(s, a, false, args->scratch));
+            float *theirs = args->scratch + a->offset;
+            bool fresh = i == s->output;
+            /* The state is the key: each primitive has a layout of its own. */
+            if (i == WEIGHT && !fresh && args->packs)
+                BOOT_TRY(boot_packs_get(args->packs, args->weight, s, a->floats, &theirs, &fresh));
+            BOOT_DNNL_TRY(dnnl_memory_set_data_handle(a->theirs, theirs), "argument");
+            if (!fresh) BOOT_TRY(run_reorder(s, a, false, args->scratch));
         }
         list[count++] = (dnnl_exec_arg_t){a->arg, a->theirs ? a->theirs : a->ours};
     }

@@ -196,12 +196,16 @@ static boot_status run_pass(const boot_conv_shape *s, const boot_conv_args *t, b
     p.panels = (C + p.nr - 1) / p.nr;
     p.plane_u = p.panels * K * p.nr + PAD;
     float *work = t->scratch + PLANES * p.plane_u;
+    bool fresh = false;
+    if (t->packs)
+        BOOT_TRY(boot_packs_get(t->packs, t->weight, &boot_conv_winograd, PLANES * p.plane_u, &p.u,
+                                &fresh));
     /* Below this many multiplications one thread is faster than a fork and several barriers. */
     const bool alone = p.cut.tiles * K * C * PLANES < 200000;
 #pragma omp parallel if (!alone)
     {
 #pragma omp for schedule(static)
-        for (int64_t j = 0; j < p.panels; j++) {
+        for (int64_t j = 0; j < (fresh ? 0 : p.panels); j++) {
             const int64_t o = j * p.nr;
             p.f->weight_panel(C - o, K, t->weight + o * (data ? 9 : 9 * s->I), data ? 9 : 9 * s->I,
                               data ? 9 * s->I : 9, data, p.u + o * K, p.plane_u);

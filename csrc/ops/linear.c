@@ -30,13 +30,18 @@ static boot_status linear_forward(const boot_node *node, const boot_call *call) 
     const int64_t M = boot_pixels(x), I = x->c, O = y->c;
     const float *bias = call->in[BIAS].data;
     const int64_t block = 64;
+    float *transposed = call->scratch;
+    bool fresh = false;
+    if (call->packs)
+        BOOT_TRY(boot_packs_get(call->packs, call->in[WEIGHT].data, &boot_op_linear, O * I,
+                                &transposed, &fresh));
 #pragma omp parallel for schedule(static) if (O * I > 16384)
-    for (int64_t o = 0; o < O; o += block)
+    for (int64_t o = 0; o < (fresh ? 0 : O); o += block)
         boot_transpose(O - o < block ? O - o : block, I, call->in[WEIGHT].data + o * I, I,
-                       call->scratch + o, O);
+                       transposed + o, O);
     if (bias)
         for (int64_t m = 0; m < M; m++) memcpy(y->data + m * y->ld, bias, O * sizeof(float));
-    boot_gemm_parallel(M, O, I, x->data, x->ld, 1, call->scratch, O, y->data, y->ld, bias != NULL);
+    boot_gemm_parallel(M, O, I, x->data, x->ld, 1, transposed, O, y->data, y->ld, bias != NULL);
     return BOOT_OK;
 }
 

@@ -8,6 +8,7 @@
 
 #include "base/status.h"
 #include "base/tensor.h"
+#include "ops/packs.h"
 
 enum { BOOT_MAX_INPUTS = 5, BOOT_MAX_ATTRS = 6, BOOT_NAME_LENGTH = 96 };
 
@@ -17,10 +18,11 @@ typedef struct boot_node boot_node;
 typedef struct {
     boot_tensor in[BOOT_MAX_INPUTS];
     boot_tensor out;
-    float *saved;   /* what forward leaves for backward: node->saved_floats */
-    float *scratch; /* node->scratch_floats, 64-byte aligned, contents undefined */
-    bool training;  /* forward: fill `saved` */
-    bool again;     /* forward: a recomputation, `saved` is already filled */
+    float *saved;      /* what forward leaves for backward: node->saved_floats */
+    float *scratch;    /* node->scratch_floats, 64-byte aligned, contents undefined */
+    boot_packs *packs; /* forward: where packed weights are kept between calls; NULL: nowhere */
+    bool training;     /* forward: fill `saved` */
+    bool again;        /* forward: a recomputation, `saved` is already filled */
 
     /* Backward only. din[i].data == NULL: that gradient is not wanted. accumulate[i]: add to din[i]
        instead of overwriting it (never true for the inputs in op->overwrites). */

@@ -28,6 +28,7 @@ void boot_tuner_close(boot_tuner *tuner);
 typedef struct {
     boot_dnnl *dnnl;
     boot_tuner *tuner;
+    bool packed; /* forward will keep packed weights: packing does not count */
 } boot_plan_context;
 
 #endif

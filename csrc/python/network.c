@@ -98,8 +98,8 @@ static PyObject *get_grads(PyObject *self, void *unused) {
 }
 
 static PyObject *weights_changed(PyObject *self, PyObject *unused) {
-    (void)self,
-        (void)unused; /* kernels read the flat buffer on every call: nothing is cached yet */
+    (void)unused;
+    boot_network_weights_changed(((UNet2D *)self)->network);
     Py_RETURN_NONE;
 }
 
@@ -312,6 +312,15 @@ static PyObject *unet_profile(PyObject *object, PyObject *args) {
     return list;
 }
 
+static PyObject *unet_keep_packed(PyObject *object, PyObject *arg) {
+    UNet2D *self = (UNet2D *)object;
+    const int keep = PyObject_IsTrue(arg);
+    if (keep < 0 || enter(self)) return NULL;
+    boot_network_keep_packed(self->network, keep);
+    leave(self);
+    Py_RETURN_NONE;
+}
+
 static PyObject *get_kernels(PyObject *object, void *unused) {
     (void)unused;
     return kernel_list((UNet2D *)object);
@@ -348,6 +357,8 @@ static PyMethodDef unet_methods[] = {
     {"profile", unet_profile, METH_VARARGS,
      "profile(batch, height, width, train, repeats) -> [(kind, op, layer, ms)] of every step on "
      "made-up input"},
+    {"keep_packed", unet_keep_packed, METH_O,
+     "keep_packed(bool): keep packed weights between inference calls; costs memory, saves time."},
     {"pin_kernels", unet_pin_kernels, METH_O,
      "pin_kernels({key: name}): use these kernels instead of timing."},
     {"weights_changed", weights_changed, METH_NOARGS, "To be called after writing into weights."},

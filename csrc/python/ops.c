@@ -100,7 +100,7 @@ static boot_status single_plan(single *s, const double *attrs, bool training) {
         ids[i] = boot_graph_param(&graph, true, PyArray_NDIM(s->in[i]), dims, "%d", i);
     }
     const int out = boot_graph_node(&graph, s->op, s->op->name, ids, attrs);
-    boot_plan_context context = {&s->dnnl, &s->tuner};
+    boot_plan_context context = {&s->dnnl, &s->tuner, false};
     BOOT_TRY(boot_plan_make(&s->plan, &graph, out, &context));
     const int64_t weights = s->params.floats, arena = s->plan.arena_floats + s->plan.scratch_floats;
     BOOT_TRY(
@@ -219,9 +219,9 @@ static PyObject *bench_conv(PyObject *self, PyObject *args) {
     boot_conv_shape c = {.has_bias = true};
     long long d[9];
     const char *name;
-    int direction, repeats, kernel = 1;
-    if (!PyArg_ParseTuple(args, "LLLLLLLLLsii:bench_conv", &d[0], &d[1], &d[2], &d[3], &d[4], &d[5],
-                          &d[6], &d[7], &d[8], &name, &direction, &repeats))
+    int direction, repeats, kernel = 1, packed = 0;
+    if (!PyArg_ParseTuple(args, "LLLLLLLLLsii|p:bench_conv", &d[0], &d[1], &d[2], &d[3], &d[4],
+                          &d[5], &d[6], &d[7], &d[8], &name, &direction, &repeats, &packed))
         return NULL;
     while (kernel < BOOT_NUM_CONV_KERNELS && strcmp(name, boot_conv_kernels[kernel]->name))
         kernel++;
@@ -249,7 +249,7 @@ static PyObject *bench_conv(PyObject *self, PyObject *args) {
     status = boot_dnnl_open(&dnnl);
     if (!status)
         status = boot_conv_time(boot_conv_kernels[kernel], &c, direction, &dnnl, repeats, 1e30,
-                                &seconds);
+                                packed, &seconds);
     boot_dnnl_close(&dnnl);
     Py_END_ALLOW_THREADS;
     return status ? boot_py_error(status) : PyFloat_FromDouble(seconds);
@@ -262,7 +262,8 @@ PyMethodDef boot_op_methods[] = {
     {"op_backward", op_backward, METH_VARARGS,
      "op_backward(name, inputs, attrs, dy) -> {input: gradient}"},
     {"bench_conv", bench_conv, METH_VARARGS,
-     "bench_conv(N, H, W, I, O, k, stride, pad_begin, pad_end, kernel, direction, repeats) -> best "
+     "bench_conv(N, H, W, I, O, k, stride, pad_begin, pad_end, kernel, direction, repeats, "
+     "packed=False) -> best "
      "seconds\n\n"
      "direction: 0 forward, 1 data gradient, 2 weight gradient."},
     {NULL, NULL, 0, NULL}};

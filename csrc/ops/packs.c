@@ -1,0 +1,50 @@
+/* packs.c: a small list of packed weights. */
+#include "ops/packs.h"
+
+#include <string.h>
+
+#include "base/memory.h"
+
+static boot_status add_pack(boot_packs *packs, const boot_pack *pack, boot_pack **added) {
+    if (packs->count == packs->capacity) {
+        const int capacity = packs->capacity ? 2 * packs->capacity : 32;
+        void *grown;
+        BOOT_TRY(boot_alloc(&grown, capacity * sizeof *pack, true, "packed weights"));
+        if (packs->count) memcpy(grown, packs->items, packs->count * sizeof *pack);
+        boot_free(packs->items);
+        packs->items = grown;
+        packs->capacity = capacity;
+    }
+    *added = &packs->items[packs->count];
+    **added = *pack;
+    BOOT_TRY(boot_alloc((void **)&(*added)->data, pack->floats * sizeof(float), false,
+                        "packed weights"));
+    packs->count++;
+    return BOOT_OK;
+}
+
+boot_status boot_packs_get(boot_packs *packs, const void *weight, const void *kernel,
+                           int64_t floats, float **data, bool *fresh) {
+    boot_pack *pack = NULL;
+    for (int i = 0; i < packs->count && !pack; i++)
+        if (packs->items[i].weight == weight && packs->items[i].kernel == kernel &&
+            packs->items[i].floats == floats)
+            pack = &packs->items[i];
+    *fresh = pack && pack->version == packs->version;
+    if (!pack) BOOT_TRY(add_pack(packs, &(boot_pack){weight, kernel, floats, 0, NULL}, &pack));
+    pack->version = packs->version;
+    *data = pack->data;
+    return BOOT_OK;
+}
+
+void boot_packs_close(boot_packs *packs) {
+    for (int i = 0; i < packs->count; i++) boot_free(packs->items[i].data);
+    boot_free(packs->items);
+    *packs = (boot_packs){0};
+}
+
+int64_t boot_packs_floats(const boot_packs *packs) {
+    int64_t sum = 0;
+    for (int i = 0; i < packs->count; i++) sum += packs->items[i].floats;
+    return sum;
+}
