@@ -64,8 +64,8 @@ class Network:
 
     @property
     def num_parameters(self) -> int:
-        """Count of all numbers in the weights."""
-        return int(self.core.weights.size)
+        """Count of all numbers in the weights (the flat buffer also has padding)."""
+        return sum(view.size for view in self.parameters.values())
 
     @property
     def weights(self) -> NDArray[np.float32]:

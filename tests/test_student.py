@@ -301,6 +301,14 @@ def test_a_network_without_target_embedding_is_no_student():
         Student(teacher.model, teacher.scheduler, INFO)
 
 
+def test_parameters_are_counted_without_padding():
+    teacher = make_teacher()
+    assert teacher.model.num_parameters == sum(a.size for a in tensors().values())
+    time_dim, width = CONFIG.time_dim, CONFIG.block_out_channels[0]
+    extra = time_dim * (width + 1) + time_dim * (time_dim + 1)
+    assert make_student().model.num_parameters == teacher.model.num_parameters + extra
+
+
 def test_network_load_names_every_problem_and_changes_nothing():
     network = make_teacher().model
     before, given = network.weights.copy(), tensors(seed=3)

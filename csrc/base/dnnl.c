@@ -26,3 +26,9 @@ void boot_dnnl_close(boot_dnnl *dnnl) {
     if (dnnl->engine) dnnl_engine_destroy(dnnl->engine);
     *dnnl = (boot_dnnl){0};
 }
+
+boot_dnnl_info boot_dnnl_describe(void) {
+    const dnnl_version_t *v = dnnl_version();
+    return (boot_dnnl_info){v->major, v->minor, v->patch, (int)dnnl_get_effective_cpu_isa(),
+                            v->cpu_runtime == DNNL_RUNTIME_OMP};
+}

@@ -3,6 +3,7 @@
 #define BOOT_DNNL_H
 
 #include <oneapi/dnnl/dnnl.h>
+#include <stdbool.h>
 
 #include "base/status.h"
 
@@ -17,6 +18,13 @@ void boot_dnnl_close(boot_dnnl *dnnl); /* accepts a half-open one */
 /* BOOT_OK for dnnl_success; out of memory, unimplemented and the rest as our codes, naming `what`.
  */
 boot_status boot_dnnl_check(dnnl_status_t status, const char *what);
+
+/* What the loaded library says of itself. */
+typedef struct {
+    int major, minor, patch, effective_isa; /* dnnl_cpu_isa_t */
+    bool openmp;
+} boot_dnnl_info;
+boot_dnnl_info boot_dnnl_describe(void);
 
 #define BOOT_DNNL_TRY(expr, what) BOOT_TRY(boot_dnnl_check((expr), (what)))
 

@@ -113,7 +113,8 @@ int boot_graph_node(boot_graph *graph, const boot_op *op, const char *name, cons
         graph->node_values[graph->num_nodes][i] = id;
         if (id < 0) continue;
         node->in[i] = graph->values[id].shape;
-        node->wants_grad[i] = graph->values[id].wants_grad && !(op->flags & BOOT_OP_NO_GRADIENT);
+        node->wants_grad[i] = graph->values[id].wants_grad && !(op->flags & BOOT_OP_NO_GRADIENT) &&
+                              !(op->constants >> i & 1);
         wants_grad |= node->wants_grad[i];
     }
     for (int i = 0; attrs && i < BOOT_MAX_ATTRS; i++) node->attr[i] = attrs[i];

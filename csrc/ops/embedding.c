@@ -49,6 +49,7 @@ const boot_op boot_op_embedding = {
     .doc = "Table look-up. ids: (N) whole numbers, weight: (K, T), y: (N, 1, 1, T).",
     .flags = 0,
     .backward_reads = 1u << IDS,
+    .constants = 1u << IDS,
     .infer = embedding_infer,
     .forward = embedding_forward,
     .backward = embedding_backward,

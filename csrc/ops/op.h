@@ -45,6 +45,7 @@ typedef struct {
     const char *name, *inputs, *attrs, *doc;
     unsigned flags;
     unsigned backward_reads; /* bit i: backward reads in[i]; bit 31: backward reads out */
+    unsigned constants;      /* bit i: in[i] has no gradient (labels, times) */
     unsigned overwrites;     /* bit i: backward cannot add into din[i]; the plan then adds for it */
     /* Checks every shape and attribute; sets node->out and the two sizes below. */
     boot_status (*infer)(boot_node *node);

@@ -51,6 +51,7 @@ const boot_op boot_op_to_nchw = {
     .doc = "Layout change at the network's exit. x: (N, H, W, C), y = x (or x / t): (N, C, H, W).",
     .flags = 0,
     .backward_reads = 1u << T,
+    .constants = 1u << T,
     .infer = to_nchw_infer,
     .forward = to_nchw_forward,
     .backward = to_nchw_backward,

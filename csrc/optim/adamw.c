@@ -49,7 +49,7 @@ static boot_status grad_norm(int64_t count, const float *grads, double *norm) {
 
 /* Constants of one update, rounded once. */
 typedef struct {
-    float clip, b1, b2, decay, rate, root, epsilon, ema;
+    float clip, b1, one_b1, one_b2, decay, rate, root, epsilon, one_ema; /* one_x: 1 - x */
 } update_terms;
 
 BOOT_INLINE void update_body(int64_t count, const update_terms *u, float *restrict w,
@@ -57,8 +57,8 @@ BOOT_INLINE void update_body(int64_t count, const update_terms *u, float *restri
     const update_terms t = *u;
     for (int64_t i = 0; i < count; i++) {
         const float d = g[i] * t.clip;
-        m[i] = t.b1 * m[i] + (1.0f - t.b1) * d;
-        v[i] = t.b2 * v[i] + (1.0f - t.b2) * d * d;
+        m[i] = t.b1 * m[i] + t.one_b1 * d;
+        v[i] += t.one_b2 * (d * d - v[i]);
         w[i] = w[i] * t.decay - t.rate * m[i] / (sqrtf(v[i]) * t.root + t.epsilon);
     }
 }
@@ -67,12 +67,12 @@ BOOT_MULTI_ISA(update,
                 float *restrict m, float *restrict v),
                (count, u, w, g, m, v))
 
-BOOT_INLINE void average_body(int64_t count, float keep, const float *restrict w,
+BOOT_INLINE void average_body(int64_t count, float rate, const float *restrict w,
                               float *restrict ema) {
-    for (int64_t i = 0; i < count; i++) ema[i] = keep * ema[i] + (1.0f - keep) * w[i];
+    for (int64_t i = 0; i < count; i++) ema[i] += rate * (w[i] - ema[i]);
 }
-BOOT_MULTI_ISA(average, (int64_t count, float keep, const float *restrict w, float *restrict ema),
-               (count, keep, w, ema))
+BOOT_MULTI_ISA(average, (int64_t count, float rate, const float *restrict w, float *restrict ema),
+               (count, rate, w, ema))
 
 boot_status boot_adamw_step(const boot_adamw_config *c, int64_t count, float *weights,
                             const float *grads, float *m, float *v, float *ema, double *norm) {
@@ -84,17 +84,18 @@ boot_status boot_adamw_step(const boot_adamw_config *c, int64_t count, float *we
     const update_terms terms = {
         .clip = (float)(clip < 1 ? clip : 1),
         .b1 = (float)c->beta1,
-        .b2 = (float)c->beta2,
+        .one_b1 = (float)(1 - c->beta1),
+        .one_b2 = (float)(1 - c->beta2),
         .decay = (float)(1 - c->learning_rate * c->weight_decay),
         .rate = (float)(c->learning_rate / (1 - pow(c->beta1, (double)c->step))),
         .root = (float)(1 / sqrt(1 - pow(c->beta2, (double)c->step))),
         .epsilon = (float)c->epsilon,
-        .ema = (float)c->ema_decay};
+        .one_ema = (float)(1 - c->ema_decay)};
 #pragma omp parallel for schedule(static)
     for (int64_t i = 0; i < count; i += BLOCK) {
         const int64_t size = count - i < BLOCK ? count - i : BLOCK;
         update(size, &terms, weights + i, grads + i, m + i, v + i);
-        if (ema) average(size, terms.ema, weights + i, ema + i);
+        if (ema) average(size, terms.one_ema, weights + i, ema + i);
     }
     return BOOT_OK;
 }

@@ -31,14 +31,13 @@ void boot_py_use_threads(void) {
 static PyObject *show_config(PyObject *self, PyObject *unused) {
     (void)self, (void)unused;
     boot_py_use_threads();
-    const dnnl_version_t *v = dnnl_version();
-    const int runtime = (int)v->cpu_runtime;
+    const boot_dnnl_info d = boot_dnnl_describe();
     return Py_BuildValue(
         "{s:s, s:N, s:s, s:s, s:i, s:i, s:s, s:s, s:i}", "boot_version", BOOT_VERSION,
-        "onednn_version", PyUnicode_FromFormat("%d.%d.%d", v->major, v->minor, v->patch),
-        "onednn_runtime", runtime == (int)DNNL_RUNTIME_OMP ? "openmp" : "other", "isa",
-        boot_isa_name(boot_isa()), "onednn_isa", (int)dnnl_get_effective_cpu_isa(), "threads",
-        omp_get_max_threads(), "compiler", BOOT_COMPILER, "flags", BOOT_FLAGS, "openmp", _OPENMP);
+        "onednn_version", PyUnicode_FromFormat("%d.%d.%d", d.major, d.minor, d.patch),
+        "onednn_runtime", d.openmp ? "openmp" : "other", "isa", boot_isa_name(boot_isa()),
+        "onednn_isa", d.effective_isa, "threads", omp_get_max_threads(), "compiler", BOOT_COMPILER,
+        "flags", BOOT_FLAGS, "openmp", _OPENMP);
 }
 
 static PyObject *set_num_threads(PyObject *self, PyObject *arg) {

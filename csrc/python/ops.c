@@ -161,6 +161,7 @@ static PyObject *collect_grads(const single *s) {
     for (int i = 0, k = 0; dict && nth_name(s->op->inputs, i, name, &optional); i++) {
         if (!s->in[i]) continue;
         const boot_param *p = &s->params.items[k++];
+        if (s->op->constants >> i & 1) continue;
         PyObject *grad =
             PyArray_SimpleNew(PyArray_NDIM(s->in[i]), PyArray_DIMS(s->in[i]), NPY_FLOAT32);
         if (grad)
@@ -227,6 +228,9 @@ static PyObject *bench_conv(PyObject *self, PyObject *args) {
         kernel++;
     for (int i = 0; i < 7; i++)
         if (d[i] < 1 || d[i] > 1 << 20) kernel = BOOT_NUM_CONV_KERNELS;
+    for (int i = 7; i < 9; i++)
+        if (d[i] < 0 || d[i] > 1 || d[1] + 2 < d[5] || d[2] + 2 < d[5])
+            kernel = BOOT_NUM_CONV_KERNELS;
     if (kernel == BOOT_NUM_CONV_KERNELS || direction < 0 || direction >= BOOT_CONV_DIRECTIONS ||
         repeats < 1)
         return PyErr_Format(
