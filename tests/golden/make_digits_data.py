@@ -25,7 +25,7 @@ DATA = ROOT / "boot" / "data"
 GOLDEN = ROOT / "tests" / "golden" / "digits_teacher.npz"  # of the float32 original
 
 MAX_CHANGE = 1e-3  # promised for the network's output
-SEARCH_CHANGE = 7.7e-4  # reached on the inputs of the search: fresh inputs find worse ones
+TYPICAL_CHANGE = 5.8e-4  # for 99.9 % of inputs, so that the rare worst ones stay within the promise
 HELD_OUT = 5  # the classifier never sees every fifth image, so that a test can
 
 
@@ -75,38 +75,40 @@ def round_to_half(model, exact, names):
         parameter.data = value.half().float() if name in names else value.clone()
 
 
-def choose_half(source: Path) -> tuple[list[str], float]:
+def choose_half(source: Path) -> list[str]:
     """Find the most tensors that can be float16 without an output changing by over MAX_CHANGE.
 
-    Ranked by (mean square change alone) / (bytes saved); then the longest prefix that stays
-    within SEARCH_CHANGE on 12,000 inputs, by bisection. Returns it and its largest change.
+    Ranked by what rounding a tensor alone changes, in the 8-norm (worst cases count), a byte saved;
+    then the longest prefix that stays within TYPICAL_CHANGE, by bisection. Returns it.
     """
     from diffusers import UNet2DModel
 
     model = UNet2DModel.from_pretrained(source / "unet").eval()
     exact = {name: p.data.clone() for name, p in model.named_parameters()}
-    inputs = probe_inputs(1500, seed=1)
+    inputs = probe_inputs(3000, seed=1)
     wanted = run(model, inputs)
     cost = {}
     for name, value in exact.items():
         round_to_half(model, exact, {name})
-        cost[name] = float((run(model, inputs) - wanted).square().mean()) / value.numel()
+        change = (run(model, inputs) - wanted).abs().double()
+        cost[name] = float((change**8).mean() ** 0.25) / value.numel()
     ranked = sorted(exact, key=lambda name: cost[name])
 
     round_to_half(model, exact, set())
     inputs = probe_inputs(12_000, seed=2)
     wanted = run(model, inputs)
-    low, high, best = 0, len(ranked) + 1, 0.0  # low fits, high does not
+    low, high = 0, len(ranked) + 1  # low fits, high does not
     while high - low > 1:
         middle = (low + high) // 2
         round_to_half(model, exact, set(ranked[:middle]))
-        change = float((run(model, inputs) - wanted).abs().max())
-        print(f"  {middle} of {len(ranked)} tensors in float16: largest change {change:.2e}")
-        if change <= SEARCH_CHANGE:
-            low, best = middle, change
+        change = (run(model, inputs) - wanted).abs().flatten(1).amax(dim=1)
+        typical = float(change.quantile(0.999))
+        print(f"  {middle} of {len(ranked)} tensors in float16: {typical:.2e}, {change.max():.2e}")
+        if typical <= TYPICAL_CHANGE:
+            low = middle
         else:
             high = middle
-    return ranked[:low], best
+    return ranked[:low]
 
 
 def make_teacher(source: Path) -> None:
@@ -114,7 +116,7 @@ def make_teacher(source: Path) -> None:
     from diffusers import UNet2DModel
     from safetensors.torch import load_file, save_file
 
-    half, _ = choose_half(source)
+    half = choose_half(source)
     target = DATA / "digits_teacher"
     shutil.rmtree(target, ignore_errors=True)
     (target / "unet").mkdir(parents=True)
@@ -138,6 +140,8 @@ def make_teacher(source: Path) -> None:
     kept = [name for name in tensors if name not in half]
     print(f"teacher: {(target / weights).stat().st_size} bytes ({len(kept)} tensors in float32)")
     print(f"  60,000 fresh inputs: largest change {change.max():.2e}, mean {change.mean():.2e}")
+    worst = change.flatten(1).amax(dim=1)
+    print(f"  99.9 % of inputs: at most {worst.quantile(0.999):.2e}")
     print(f"  of outputs up to {wanted.abs().max():.2f}")
     assert change.max() <= MAX_CHANGE
 
