@@ -1,4 +1,5 @@
 /* memory.c: aligned allocation and checked products. */
+#define _GNU_SOURCE /* madvise */
 #include "base/memory.h"
 
 #include <stdlib.h>
@@ -7,22 +8,53 @@
 
 enum { CACHE_LINE = 64, HUGE_PAGE = 2 << 20 };
 
-boot_status boot_alloc(void **block, size_t bytes, bool zeroed, const char *what) {
-    const bool huge = bytes >= 2 * (size_t)HUGE_PAGE;
-    const size_t align = huge ? HUGE_PAGE : CACHE_LINE;
-    const size_t rounded = (bytes + CACHE_LINE - 1) / CACHE_LINE * CACHE_LINE;
-    *block = NULL;
-    if (rounded < bytes || posix_memalign(block, align, rounded ? rounded : CACHE_LINE)) {
-        *block = NULL;
-        return boot_fail(BOOT_ERR_MEMORY, "%s: cannot allocate %zu bytes", what, bytes);
-    }
+/* Sits in the cache line before every block. */
+typedef struct {
+    void *start;   /* what to give back */
+    size_t mapped; /* bytes of a mapping, 0: malloc's */
+} block_header;
+
+/* Large blocks get a mapping of their own, on a huge-page border, so that they can be backed by
+   huge pages. malloc would hand out heap again that has small pages already: Winograd's 36 streams
+   then miss the TLB, measured at up to 2.5 times the time. */
+static void *map_block(size_t bytes, block_header *header) {
+    const size_t whole = bytes + 2 * (size_t)HUGE_PAGE;
+    char *start = mmap(NULL, whole, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (start == MAP_FAILED) return NULL;
+    const size_t skip = (HUGE_PAGE - (uintptr_t)start % HUGE_PAGE) % HUGE_PAGE;
+    *header = (block_header){start, whole};
     /* Advice only: a kernel without transparent huge pages refuses it and nothing is lost. */
-    if (huge) madvise(*block, rounded, MADV_HUGEPAGE);
-    if (zeroed) memset(*block, 0, rounded);
+    madvise(start + skip, (bytes + HUGE_PAGE - 1) / HUGE_PAGE * HUGE_PAGE, MADV_HUGEPAGE);
+    return start + skip;
+}
+
+boot_status boot_alloc(void **block, size_t bytes, bool zeroed, const char *what) {
+    const size_t whole = (bytes + CACHE_LINE - 1) / CACHE_LINE * CACHE_LINE + 2 * CACHE_LINE;
+    block_header header = {NULL, 0};
+    void *start = NULL;
+    *block = NULL;
+    if (whole > bytes && whole < PTRDIFF_MAX - 2 * (size_t)HUGE_PAGE) {
+        if (whole >= 2 * (size_t)HUGE_PAGE)
+            start = map_block(whole, &header);
+        else if (!posix_memalign(&start, CACHE_LINE, whole))
+            header.start = start;
+    }
+    if (!header.start)
+        return boot_fail(BOOT_ERR_MEMORY, "%s: cannot allocate %zu bytes", what, bytes);
+    *(block_header *)start = header;
+    *block = (char *)start + CACHE_LINE;
+    if (zeroed && !header.mapped) memset(*block, 0, whole - CACHE_LINE); /* mappings are zero */
     return BOOT_OK;
 }
 
-void boot_free(void *block) { free(block); }
+void boot_free(void *block) {
+    if (!block) return;
+    const block_header header = *(block_header *)((char *)block - CACHE_LINE);
+    if (header.mapped)
+        munmap(header.start, header.mapped);
+    else
+        free(header.start);
+}
 
 boot_status boot_mul(int64_t a, int64_t b, int64_t *product) {
     if (a < 0 || b < 0 || __builtin_mul_overflow(a, b, product))

@@ -8,7 +8,7 @@
 
 #include "base/status.h"
 
-/* Aligned block of `bytes` (64-byte aligned; 2 MiB aligned and advised for huge pages above 4 MiB).
+/* Aligned block of `bytes` (64-byte aligned; above 4 MiB a mapping advised for huge pages).
    `*block` is NULL on failure. `what` names the block in the message. */
 boot_status boot_alloc(void **block, size_t bytes, bool zeroed, const char *what);
 

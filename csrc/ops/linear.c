@@ -7,6 +7,7 @@
 #include <string.h>
 
 #include "base/gemm.h"
+#include "base/isa.h"
 #include "ops/op.h"
 
 enum { X, WEIGHT, BIAS };
@@ -45,6 +46,23 @@ static boot_status linear_forward(const boot_node *node, const boot_call *call) 
     return BOOT_OK;
 }
 
+/* sum: (O) = sum of the M rows of dy, a block of columns to a thread. */
+BOOT_INLINE void sum_columns_body(int64_t M, int64_t O, const float *restrict dy, int64_t ld,
+                                  float *restrict sum) {
+    memset(sum, 0, O * sizeof(float));
+    for (int64_t m = 0; m < M; m++)
+        for (int64_t o = 0; o < O; o++) sum[o] += dy[m * ld + o];
+}
+BOOT_MULTI_ISA(sum_columns, (int64_t M, int64_t O, const float *dy, int64_t ld, float *sum),
+               (M, O, dy, ld, sum))
+
+static void sum_rows(int64_t M, int64_t O, const float *dy, int64_t ld, float *sum) {
+    enum { COLUMNS = 64 };
+#pragma omp parallel for schedule(static) if (M * O > 65536)
+    for (int64_t o = 0; o < O; o += COLUMNS)
+        sum_columns(M, O - o < COLUMNS ? O - o : COLUMNS, dy + o, ld, sum + o);
+}
+
 static boot_status linear_backward(const boot_node *node, const boot_call *call) {
     (void)node;
     const boot_tensor *x = &call->in[X], *dy = &call->dout, *dx = &call->din[X];
@@ -56,11 +74,7 @@ static boot_status linear_backward(const boot_node *node, const boot_call *call)
     if (call->din[WEIGHT].data)
         boot_gemm_parallel(O, I, M, dy->data, 1, dy->ld, x->data, x->ld, call->din[WEIGHT].data, I,
                            false);
-    if (db) {
-        memset(db, 0, O * sizeof(float));
-        for (int64_t m = 0; m < M; m++)
-            for (int64_t o = 0; o < O; o++) db[o] += dy->data[m * dy->ld + o];
-    }
+    if (db) sum_rows(M, O, dy->data, dy->ld, db);
     return BOOT_OK;
 }
 
