@@ -131,6 +131,9 @@ class Distiller:
         self._average = self._training
         if self.config.ema_decay > 0:
             self._average = Student.from_teacher(self.teacher, info)
+        # These three run in turn, so one working memory serves them all.
+        for student in (self._training, self._average):
+            student.model.core.share_arena(self.teacher.model.core)
         self._m = np.zeros_like(self._training.model.weights)
         self._v = np.zeros_like(self._training.model.weights)
 

@@ -262,6 +262,7 @@ class Student:
         model = Network(loaded.unet, target_embedding=True, max_timestep=highest)
         _check_own(own, model, str(root / TENSORS_FILE))
         model.load({**loaded.tensors, **own})
+        model.core.keep_packed(True)  # it will be sampled, not trained
         student = cls(model, scheduler, info)
         student._check_unbaked(loaded, own, str(root))
         return student

@@ -8,6 +8,7 @@ from models import CONFIG, make_teacher, noise, tensors
 from test_student import make_student
 
 from boot.errors import FormatError
+from boot.network import Network
 
 
 def test_parameters_are_counted_without_padding():
@@ -60,3 +61,47 @@ def test_the_view_of_a_parameter_is_the_weight_itself():
     model.weights_changed()
     np.testing.assert_allclose(model(noise(2), 5, 0), before + 1, atol=1e-5)
     assert repr(model).startswith("Network(1 -> 1 channels, widths (8, 16), ")
+
+
+def network_with_weights(seed):
+    net = Network(CONFIG)
+    net.weights[:] = 0.05 * np.random.default_rng(seed).standard_normal(net.weights.size)
+    net.weights_changed()
+    return net
+
+
+def inputs(count):
+    rng = np.random.default_rng(count)
+    shape = (count, CONFIG.in_channels, 8, 8)
+    labels = None if CONFIG.num_classes is None else np.zeros(count, np.int64)
+    return rng.standard_normal(shape).astype(np.float32), np.full(count, 500.0), labels
+
+
+def test_packed_weights_follow_the_weights():
+    net = network_with_weights(0)
+    for count in (1, 3, 1):
+        x, t, labels = inputs(count)
+        for _ in range(2):
+            net.core.keep_packed(False)
+            plain = net.forward(x, t, labels)
+            net.core.keep_packed(True)
+            for _ in range(2):  # packs, then finds them packed
+                np.testing.assert_allclose(net.forward(x, t, labels), plain, atol=1e-5)
+            net.weights[:] *= 1.5
+            net.weights_changed()
+
+
+def test_networks_that_share_an_arena_compute_what_they_did_alone():
+    one, two = network_with_weights(1), network_with_weights(2)
+    x, t, labels = inputs(2)
+    alone = one.forward(x, t, labels), two.forward(x, t, labels)
+    two.core.share_arena(one.core)
+    for _ in range(2):
+        np.testing.assert_array_equal(one.forward(x, t, labels), alone[0])
+        np.testing.assert_array_equal(two.forward(x, t, labels), alone[1])
+    two.forward_train(x, t, labels)
+    one.forward(x, t, labels)  # overwrites what backward would need
+    with pytest.raises(RuntimeError, match="no training forward"):
+        two.core.backward(np.ones_like(alone[1]))
+    with pytest.raises(TypeError, match="UNet2D"):
+        two.core.share_arena(one)

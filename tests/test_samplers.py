@@ -176,8 +176,8 @@ def test_teacher_sample_is_guided_ddim(steps, t_start):
 
 def test_image_i_of_a_seed_is_the_same_in_any_batch():
     teacher = make_teacher()
-    # From t = 0.5: at t = 1 this epsilon teacher divides by alpha = 0.006, which makes the last bits
-    # of another batch size's kernels visible.
+    # From t = 0.5: at t = 1 this epsilon teacher divides by alpha = 0.006, which makes the last
+    # bits of another batch size's kernels visible.
     teacher.model.chunk_size = lambda height, width: 3
     whole = teacher.sample(8, seed=3, num_inference_steps=2, t_start=0.5)
     few = teacher.sample(2, seed=3, num_inference_steps=2, t_start=0.5)

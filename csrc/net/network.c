@@ -19,15 +19,17 @@ typedef struct {
 struct boot_network {
     boot_unet2d_config config;
     boot_params params;
-    float *weights, *grads, *arena;
-    int64_t arena_floats;
+    float *weights, *grads;
+    boot_arena *arena;
     boot_dnnl dnnl;
     boot_tuner tuner;
     boot_packs packs;
     bool keep_packed;
     cached_plan plans[MAX_PLANS];
     int64_t clock;
-    const boot_plan *pending; /* the training plan whose backward may run */
+    const boot_plan *pending; /* the training plan whose backward may run, unless the arena's epoch
+                                 has moved on from `epoch` */
+    uint64_t epoch;
     boot_run run;
 };
 
@@ -48,6 +50,7 @@ boot_status boot_network_open(boot_network **network, const boot_unet2d_config *
     (*network)->config = *config;
     (*network)->packs.version = 1;
     boot_status status = boot_dnnl_open(&(*network)->dnnl);
+    if (!status) status = boot_arena_open(&(*network)->arena);
     if (!status) status = find_params(*network);
     if (!status)
         status = boot_alloc((void **)&(*network)->weights,
@@ -79,7 +82,7 @@ void boot_network_close(boot_network *network) {
     boot_params_close(&network->params);
     boot_free(network->weights);
     boot_free(network->grads);
-    boot_free(network->arena);
+    boot_arena_close(network->arena);
     boot_free(network);
 }
 
@@ -102,7 +105,7 @@ boot_tuner *boot_network_tuner(boot_network *network) { return &network->tuner; 
 
 int64_t boot_network_bytes(const boot_network *network) {
     const int64_t copies = network->grads ? 2 : 1;
-    return (int64_t)sizeof(float) * (copies * network->params.floats + network->arena_floats +
+    return (int64_t)sizeof(float) * (copies * network->params.floats + network->arena->floats +
                                      boot_packs_floats(&network->packs));
 }
 
@@ -153,15 +156,14 @@ boot_status boot_network_plan(boot_network *network, int64_t n, int64_t height, 
     return BOOT_OK;
 }
 
-static boot_status reserve_arena(boot_network *network, int64_t floats) {
-    if (floats <= network->arena_floats) return BOOT_OK;
-    boot_free(network->arena);
-    network->arena = NULL;
-    network->arena_floats = 0;
-    BOOT_TRY(boot_alloc((void **)&network->arena, floats * sizeof(float), false, "activations"));
-    network->arena_floats = floats;
-    return BOOT_OK;
+void boot_network_share_arena(boot_network *network, boot_network *other) {
+    if (network->arena == other->arena) return;
+    boot_arena_close(network->arena);
+    network->arena = boot_arena_share(other->arena);
+    network->pending = NULL;
 }
+
+boot_arena *boot_network_arena(boot_network *network) { return network->arena; }
 
 boot_status boot_network_forward(boot_network *network, const boot_network_input *input,
                                  float *output) {
@@ -171,23 +173,25 @@ boot_status boot_network_forward(boot_network *network, const boot_network_input
     if (input->training) BOOT_TRY(boot_network_grads(network, &grads));
     BOOT_TRY(
         boot_network_plan(network, input->n, input->height, input->width, input->training, &plan));
-    BOOT_TRY(reserve_arena(network, plan->arena_floats + plan->scratch_floats));
+    BOOT_TRY(boot_arena_reserve(network->arena, plan->arena_floats + plan->scratch_floats));
+    network->arena->epoch++;
     network->run =
         (boot_run){.inputs = {input->sample, input->timesteps, input->labels, input->targets},
                    .weights = network->weights,
                    .grads = grads,
-                   .arena = network->arena,
+                   .arena = network->arena->data,
                    .packs = network->keep_packed ? &network->packs : NULL};
     BOOT_TRY(boot_plan_forward(plan, &network->run));
     const boot_tensor *shape = &plan->graph.values[plan->output].shape;
     memcpy(output, boot_plan_output(plan, &network->run), boot_count(shape) * sizeof(float));
     if (input->training) network->pending = plan;
+    network->epoch = network->arena->epoch;
     return BOOT_OK;
 }
 
 boot_status boot_network_backward(boot_network *network, const float *doutput) {
     const boot_plan *plan = network->pending;
-    if (!plan)
+    if (!plan || network->arena->epoch != network->epoch)
         return boot_fail(
             BOOT_ERR_STATE,
             "backward: no training forward came before it (each backward needs its own, "
@@ -203,12 +207,13 @@ static boot_status profile_runs(boot_network *network, const boot_plan *plan, fl
                                 int repeats, double *step_seconds) {
     float *grads = NULL;
     if (plan->graph.training) BOOT_TRY(boot_network_grads(network, &grads));
-    BOOT_TRY(reserve_arena(network, plan->arena_floats + plan->scratch_floats));
+    BOOT_TRY(boot_arena_reserve(network->arena, plan->arena_floats + plan->scratch_floats));
+    network->arena->epoch++;
     for (int r = 0; r <= repeats; r++) {
         network->run = (boot_run){.inputs = {ones, ones, ones, ones},
                                   .weights = network->weights,
                                   .grads = grads,
-                                  .arena = network->arena,
+                                  .arena = network->arena->data,
                                   .packs = network->keep_packed ? &network->packs : NULL,
                                   .step_seconds = r ? step_seconds : NULL};
         BOOT_TRY(boot_plan_forward(plan, &network->run));

@@ -2,6 +2,7 @@
 #ifndef BOOT_NETWORK_H
 #define BOOT_NETWORK_H
 
+#include "net/arena.h"
 #include "net/plan.h"
 #include "net/unet2d.h"
 
@@ -38,6 +39,11 @@ boot_status boot_network_backward(boot_network *network, const float *doutput);
    the weights. */
 void boot_network_keep_packed(boot_network *network, bool keep);
 void boot_network_weights_changed(boot_network *network);
+
+/* Makes `network` work in the arena of `other`, for networks that run in turn. A forward of one
+   then forbids the backward of the other's earlier forward. */
+void boot_network_share_arena(boot_network *network, boot_network *other);
+boot_arena *boot_network_arena(boot_network *network); /* enter it around every call that runs */
 
 /* Builds (or finds) the plan for a size, so that kernels are chosen before the first step. */
 boot_status boot_network_plan(boot_network *network, int64_t n, int64_t height, int64_t width,

@@ -1,7 +1,6 @@
 /* network.c: the Python type UNet2D: a network with its weights, gradients and plans. */
 #include "python/glue.h"
 
-#include <stdatomic.h>
 #include <string.h>
 
 #include "net/network.h"
@@ -10,7 +9,6 @@
 typedef struct {
     PyObject_HEAD boot_network *network;
     PyObject *kept; /* input arrays of the last training forward, which backward reads */
-    atomic_flag busy;
 } UNet2D;
 
 /* Life cycle. */
@@ -27,7 +25,6 @@ static PyObject *unet_new(PyTypeObject *type, PyObject *args, PyObject *kwargs) 
     c.target_embedding = target;
     UNet2D *self = (UNet2D *)type->tp_alloc(type, 0);
     if (!self) return NULL;
-    atomic_flag_clear(&self->busy);
     boot_status status;
     Py_BEGIN_ALLOW_THREADS;
     status = boot_network_open(&self->network, &c);
@@ -50,13 +47,13 @@ static void unet_dealloc(PyObject *object) {
 /* One thread at a time: a second one gets an exception instead of a broken result. */
 static int enter(UNet2D *self) {
     boot_py_use_threads();
-    if (!atomic_flag_test_and_set(&self->busy)) return 0;
+    if (boot_arena_enter(boot_network_arena(self->network))) return 0;
     PyErr_SetString(PyExc_RuntimeError,
                     "this network is running in another thread; use one object per thread");
     return -1;
 }
 
-static void leave(UNet2D *self) { atomic_flag_clear(&self->busy); }
+static void leave(UNet2D *self) { boot_arena_leave(boot_network_arena(self->network)); }
 
 /* Parameters. */
 
@@ -228,6 +225,16 @@ static PyObject *unet_backward(PyObject *object, PyObject *arg) {
     Py_RETURN_NONE;
 }
 
+static PyObject *unet_share_arena(PyObject *object, PyObject *other) {
+    UNet2D *self = (UNet2D *)object;
+    if (!PyObject_TypeCheck(other, Py_TYPE(object)))
+        return PyErr_Format(PyExc_TypeError, "share_arena: expected a UNet2D");
+    if (enter(self)) return NULL;
+    leave(self); /* nothing runs in the arena that may be freed now */
+    if (other != object) boot_network_share_arena(self->network, ((UNet2D *)other)->network);
+    Py_RETURN_NONE;
+}
+
 /* Plans and kernels. */
 
 static PyObject *kernel_list(UNet2D *self) {
@@ -357,6 +364,8 @@ static PyMethodDef unet_methods[] = {
     {"profile", unet_profile, METH_VARARGS,
      "profile(batch, height, width, train, repeats) -> [(kind, op, layer, ms)] of every step on "
      "made-up input"},
+    {"share_arena", unet_share_arena, METH_O,
+     "share_arena(other): work in the memory of another network that runs in turn with this one."},
     {"keep_packed", unet_keep_packed, METH_O,
      "keep_packed(bool): keep packed weights between inference calls; costs memory, saves time."},
     {"pin_kernels", unet_pin_kernels, METH_O,
