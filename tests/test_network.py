@@ -99,7 +99,7 @@ def test_networks_that_share_an_arena_compute_what_they_did_alone():
     for _ in range(2):
         np.testing.assert_array_equal(one.forward(x, t, labels), alone[0])
         np.testing.assert_array_equal(two.forward(x, t, labels), alone[1])
-    two.forward_train(x, t, labels)
+    two.core.forward(x, t, labels, train=True)
     one.forward(x, t, labels)  # overwrites what backward would need
     with pytest.raises(RuntimeError, match="no training forward"):
         two.core.backward(np.ones_like(alone[1]))
