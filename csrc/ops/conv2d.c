@@ -129,11 +129,10 @@ boot_status boot_conv_time(const boot_conv_kernel *kernel, const boot_conv_shape
 }
 
 /* Times every automatic kernel that applies, in alternating rounds since machines are shared, and
-   notes the winner. A kernel that does the epilogue itself, in less scratch, wins ties. */
+   notes the winner. */
 static boot_status time_kernels(const boot_conv_shape *s, boot_conv_direction direction,
                                 boot_plan_context *context, const char *key) {
     enum { ROUNDS = 2, REPEATS = 3 };
-    const double handicap = 1.08;
     double best[BOOT_NUM_CONV_KERNELS], lead = 1e30;
     int winner = 0;
     for (int i = 0; i < BOOT_NUM_CONV_KERNELS; i++) best[i] = 1e30;
@@ -148,12 +147,12 @@ static boot_status time_kernels(const boot_conv_shape *s, boot_conv_direction di
             if (status == BOOT_ERR_UNSUPPORTED) best[i] = -1; /* not on this processor */
             if (status == BOOT_ERR_UNSUPPORTED) continue;
             BOOT_TRY(status);
-            if (!kernel->fused) seconds *= handicap;
+            seconds *= kernel->handicap;
             if (seconds < best[i]) best[i] = seconds;
             if (best[i] < lead) lead = best[i], winner = i;
         }
     if (!winner) return BOOT_OK; /* the caller says so */
-    const double ms = lead * 1e3 / (boot_conv_kernels[winner]->fused ? 1 : handicap);
+    const double ms = lead * 1e3 / boot_conv_kernels[winner]->handicap;
     return boot_tuner_set(context->tuner, key, boot_conv_kernels[winner]->name, ms);
 }
 

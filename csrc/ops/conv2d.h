@@ -42,7 +42,9 @@ typedef struct {
     const char *name;
     bool fused; /* forward: run() applies temb, residual and scale itself; data: honours accumulate
                  */
-    bool automatic; /* takes part in timing */
+    bool automatic;  /* takes part in timing */
+    double handicap; /* its time is multiplied by this: the price of separate epilogues and large
+                        scratch */
     bool (*applies)(const boot_conv_shape *shape, boot_conv_direction direction);
     boot_status (*create)(const boot_conv_shape *shape, boot_conv_direction direction,
                           boot_dnnl *dnnl, void **state, int64_t *scratch_floats);

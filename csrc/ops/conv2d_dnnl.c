@@ -243,13 +243,16 @@ static boot_status winograd_create(const boot_conv_shape *c, boot_conv_direction
 
 const boot_conv_kernel boot_conv_direct = {.name = "direct",
                                            .automatic = true,
+                                           .handicap = 1.08,
                                            .applies = direct_applies,
                                            .create = direct_create,
                                            .run = conv_run,
                                            .destroy = conv_destroy};
-const boot_conv_kernel boot_conv_dnnl_winograd = {.name = "dnnl_winograd",
-                                                  .automatic = true,
-                                                  .applies = winograd_applies,
-                                                  .create = winograd_create,
-                                                  .run = conv_run,
-                                                  .destroy = conv_destroy};
+const boot_conv_kernel boot_conv_dnnl_winograd = {
+    .name = "dnnl_winograd",
+    .automatic = true,
+    .handicap = 1.25, /* keeps whole transformed tensors, up to 100 MB */
+    .applies = winograd_applies,
+    .create = winograd_create,
+    .run = conv_run,
+    .destroy = conv_destroy};

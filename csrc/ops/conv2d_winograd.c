@@ -314,6 +314,7 @@ static void winograd_destroy(void *state) { (void)state; }
 const boot_conv_kernel boot_conv_winograd = {.name = "winograd",
                                              .fused = true,
                                              .automatic = true,
+                                             .handicap = 1,
                                              .applies = winograd_applies,
                                              .create = winograd_create,
                                              .run = winograd_run,
