@@ -83,7 +83,13 @@ def __getattr__(name: str) -> Any:
         from boot._onednn import load
 
         load()
-        return importlib.import_module("boot._core")
+        try:
+            return importlib.import_module("boot._core")
+        except ModuleNotFoundError as error:
+            raise ImportError(
+                f"the C core of boot is not built in {__path__[0]!r}: this is the source tree; "
+                "run 'pip install .' and leave this folder, or 'pip install -e .'"
+            ) from error
     if name not in _EXPORTS:
         raise AttributeError(f"module 'boot' has no attribute {name!r}")
     # The core is asked for through this function, never directly: see above.

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 import warnings
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -22,6 +23,8 @@ from boot.student import Student
 from boot.teacher import Teacher
 
 QUICK = ["--train-batch-size", "4", "--logging-steps", "2", "--sample-steps", "0"]
+
+HERE = Path(__file__).parent  # not the checkout's root: its boot/ would hide the installed one
 
 
 @pytest.fixture(autouse=True)
@@ -126,7 +129,7 @@ def test_ctrl_c_ends_a_run_with_130_a_checkpoint_and_advice(folders, tmp_path):
         *(sys.executable, "-m", "boot", "distill", str(folders / "teacher"), *QUICK),
         *("--output-dir", str(out), "--max-train-steps", "1000000"),
     ]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=HERE) as process:
         log = out / "log.jsonl"
         deadline = time.monotonic() + 60
         while time.monotonic() < deadline and not (log.exists() and log.stat().st_size):
@@ -349,9 +352,8 @@ def test_warnings_become_log_lines(folders, tmp_path, capsys):
 
 
 def run_python(*arguments):
-    result = subprocess.run(
-        [sys.executable, *arguments], capture_output=True, text=True, timeout=120
-    )
+    command = [sys.executable, *arguments]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=HERE)
     return result.returncode, result.stdout, result.stderr
 
 
