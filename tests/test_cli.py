@@ -23,7 +23,6 @@ from boot.student import Student
 from boot.teacher import Teacher
 
 QUICK = ["--train-batch-size", "4", "--logging-steps", "2", "--sample-steps", "0"]
-
 HERE = Path(__file__).parent  # not the checkout's root: its boot/ would hide the installed one
 
 
@@ -362,6 +361,7 @@ def test_python_m_boot_is_the_command():
     assert (code, err) == (0, "")
     assert re.fullmatch(r"boot \d+\.\d+\.\d+\n", out)
     code, out, err = run_python("-m", "boot", "--help")
+    assert code == 0
     for command in ("distill", "sample", "evaluate", "info", "demo"):
         assert command in out
 
