@@ -127,3 +127,16 @@ void boot_transpose(int64_t rows, int64_t cols, const float *src, int64_t lds, f
                 for (int64_t ii = i; ii < i + B && ii < rows; ii++)
                     dst[jj * ldd + ii] = src[ii * lds + jj];
 }
+
+BOOT_INLINE void column_sums_body(int64_t rows, int64_t cols, const float *restrict src,
+                                  int64_t lds, float *restrict sum) {
+    memset(sum, 0, cols * sizeof(float));
+    for (int64_t r = 0; r < rows; r++)
+        for (int64_t c = 0; c < cols; c++) sum[c] += src[r * lds + c];
+}
+BOOT_MULTI_ISA(column_sums, (int64_t rows, int64_t cols, const float *src, int64_t lds, float *sum),
+               (rows, cols, src, lds, sum))
+
+void boot_column_sums(int64_t rows, int64_t cols, const float *src, int64_t lds, float *sum) {
+    column_sums(rows, cols, src, lds, sum);
+}

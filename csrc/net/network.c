@@ -103,12 +103,6 @@ void boot_network_weights_changed(boot_network *network) { network->packs.versio
 
 boot_tuner *boot_network_tuner(boot_network *network) { return &network->tuner; }
 
-int64_t boot_network_bytes(const boot_network *network) {
-    const int64_t copies = network->grads ? 2 : 1;
-    return (int64_t)sizeof(float) * (copies * network->params.floats + network->arena->floats +
-                                     boot_packs_floats(&network->packs));
-}
-
 boot_status boot_network_grads(boot_network *network, float **grads) {
     if (!network->grads)
         BOOT_TRY(boot_alloc((void **)&network->grads, network->params.floats * sizeof(float), true,

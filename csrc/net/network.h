@@ -56,6 +56,5 @@ boot_status boot_network_profile(boot_network *network, int64_t n, int64_t heigh
 boot_tuner *boot_network_tuner(boot_network *network); /* pin before planning */
 /* Forgets all plans, so that pins take effect. */
 void boot_network_clear_plans(boot_network *network);
-int64_t boot_network_bytes(const boot_network *network); /* weights, gradients and arena */
 
 #endif

@@ -35,8 +35,7 @@ static boot_call make_call(const boot_plan *plan, const boot_run *run, const boo
     const boot_node *node = &graph->nodes[step->node];
     const bool backward = step->kind != BOOT_STEP_FORWARD;
     const unsigned reads = step->kind == BOOT_STEP_BACKWARD ? node->op->backward_reads : ~0u;
-    boot_call call = {
-        .out = node->out, .training = graph->training, .again = step->kind == BOOT_STEP_AGAIN};
+    boot_call call = {.out = node->out, .again = step->kind == BOOT_STEP_AGAIN};
     for (int j = 0; j < BOOT_MAX_INPUTS; j++) {
         const int id = graph->node_values[step->node][j];
         call.in[j] = node->in[j];

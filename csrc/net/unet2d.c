@@ -11,7 +11,7 @@
 typedef struct {
     boot_graph *graph;
     const boot_unet2d_config *config;
-    int64_t n, height, width;
+    int64_t n;
     int emb;
 } builder;
 
@@ -241,7 +241,7 @@ static int up_path(builder *b, int x, skip_stack *skips) {
 
 int boot_unet2d_build(boot_graph *graph, const boot_unet2d_config *config, int64_t n,
                       int64_t height, int64_t width) {
-    builder b = {.graph = graph, .config = config, .n = n, .height = height, .width = width};
+    builder b = {.graph = graph, .config = config, .n = n};
     skip_stack skips = {.count = 0};
     const int sample =
         boot_graph_input(graph, 0, boot_shape(n, config->in_channels, height, width));

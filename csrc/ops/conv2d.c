@@ -10,6 +10,7 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "base/gemm.h"
 #include "base/memory.h"
 #include "base/vmath.h"
 #include "ops/conv2d.h"
@@ -268,17 +269,6 @@ static boot_status conv2d_forward(const boot_node *node, const boot_call *call) 
     return BOOT_OK;
 }
 
-/* sum: (O) = sum of `pixels` rows of dy. */
-BOOT_INLINE void channel_sums_body(int64_t pixels, int64_t O, const float *dy, int64_t ld,
-                                   float *restrict sum) {
-    memset(sum, 0, O * sizeof(float));
-    for (int64_t p = 0; p < pixels; p++)
-        for (int64_t o = 0; o < O; o++) sum[o] += dy[p * ld + o];
-}
-BOOT_MULTI_ISA(channel_sums,
-               (int64_t pixels, int64_t O, const float *dy, int64_t ld, float *restrict sum),
-               (pixels, O, dy, ld, sum))
-
 /* dbias (O) and dtemb (N, O) from the pixel sums of dy. */
 static void sum_grads(const boot_conv_shape *s, const boot_call *call, const boot_tensor *dy,
                       float *sums) {
@@ -286,8 +276,8 @@ static void sum_grads(const boot_conv_shape *s, const boot_call *call, const boo
     if (!dbias && !dtemb) return;
 #pragma omp parallel for schedule(static)
     for (int64_t n = 0; n < s->N; n++)
-        channel_sums(s->Ho * s->Wo, s->O, dy->data + n * s->Ho * s->Wo * dy->ld, dy->ld,
-                     sums + n * s->O);
+        boot_column_sums(s->Ho * s->Wo, s->O, dy->data + n * s->Ho * s->Wo * dy->ld, dy->ld,
+                         sums + n * s->O);
     if (dbias) memset(dbias, 0, s->O * sizeof(float));
     for (int64_t n = 0; n < s->N; n++)
         for (int64_t o = 0; o < s->O; o++) {

@@ -7,7 +7,6 @@
 #include <string.h>
 
 #include "base/gemm.h"
-#include "base/isa.h"
 #include "ops/op.h"
 
 enum { X, WEIGHT, BIAS };
@@ -47,20 +46,11 @@ static boot_status linear_forward(const boot_node *node, const boot_call *call) 
 }
 
 /* sum: (O) = sum of the M rows of dy, a block of columns to a thread. */
-BOOT_INLINE void sum_columns_body(int64_t M, int64_t O, const float *restrict dy, int64_t ld,
-                                  float *restrict sum) {
-    memset(sum, 0, O * sizeof(float));
-    for (int64_t m = 0; m < M; m++)
-        for (int64_t o = 0; o < O; o++) sum[o] += dy[m * ld + o];
-}
-BOOT_MULTI_ISA(sum_columns, (int64_t M, int64_t O, const float *dy, int64_t ld, float *sum),
-               (M, O, dy, ld, sum))
-
 static void sum_rows(int64_t M, int64_t O, const float *dy, int64_t ld, float *sum) {
     enum { COLUMNS = 64 };
 #pragma omp parallel for schedule(static) if (M * O > 65536)
     for (int64_t o = 0; o < O; o += COLUMNS)
-        sum_columns(M, O - o < COLUMNS ? O - o : COLUMNS, dy + o, ld, sum + o);
+        boot_column_sums(M, O - o < COLUMNS ? O - o : COLUMNS, dy + o, ld, sum + o);
 }
 
 static boot_status linear_backward(const boot_node *node, const boot_call *call) {

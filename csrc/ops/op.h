@@ -21,7 +21,6 @@ typedef struct {
     float *saved;      /* what forward leaves for backward: node->saved_floats */
     float *scratch;    /* node->scratch_floats, 64-byte aligned, contents undefined */
     boot_packs *packs; /* forward: where packed weights are kept between calls; NULL: nowhere */
-    bool training;     /* forward: fill `saved` */
     bool again;        /* forward: a recomputation, `saved` is already filled */
 
     /* Backward only. din[i].data == NULL: that gradient is not wanted. accumulate[i]: add to din[i]

@@ -42,9 +42,3 @@ void boot_packs_close(boot_packs *packs) {
     boot_free(packs->items);
     *packs = (boot_packs){0};
 }
-
-int64_t boot_packs_floats(const boot_packs *packs) {
-    int64_t sum = 0;
-    for (int i = 0; i < packs->count; i++) sum += packs->items[i].floats;
-    return sum;
-}

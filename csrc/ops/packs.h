@@ -26,6 +26,5 @@ typedef struct {
 boot_status boot_packs_get(boot_packs *packs, const void *weight, const void *kernel,
                            int64_t floats, float **data, bool *fresh);
 void boot_packs_close(boot_packs *packs);
-int64_t boot_packs_floats(const boot_packs *packs); /* of all buffers together */
 
 #endif
