@@ -5,8 +5,6 @@ Signal-ODE, notation and equations: see `signal_ode`. The method is `Distiller._
 
 from __future__ import annotations
 
-import logging
-import math
 import os
 import threading
 from collections.abc import Iterable
@@ -16,23 +14,14 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from boot import _core
+from boot import _core, resume, steps
 from boot.callbacks import Callback, History, TrainState
-from boot.checkpoint import (
-    Identity,
-    layout_of,
-    load_checkpoint,
-    machine,
-    prune_checkpoints,
-    resolve_resume,
-    save_checkpoint,
-)
+from boot.checkpoint import resolve_resume
 from boot.config import DistillConfig
-from boot.errors import TrainingDiverged, check_int, shown, type_name
+from boot.errors import check_int, shown, type_name
 from boot.evaluation import evaluate_student
 from boot.fit import run
 from boot.inputs import drawn_labels
-from boot.interrupts import InterruptGuard
 from boot.network import Images, Network
 from boot.noise import Stream, choice, normal, uniform
 from boot.resolve import clip_for, open_output, resolve_config
@@ -42,9 +31,6 @@ from boot.student import Student, StudentInfo
 from boot.teacher import Teacher
 
 RUN_CONFIG_FILE = "distill_config.json"
-MAX_BAD_STEPS = 3  # steps in a row without a finite gradient before training is called diverged
-
-_log = logging.getLogger("boot")
 
 
 class Draw(NamedTuple):
@@ -103,7 +89,7 @@ class Distiller:
         self._make_networks()
         checkpoint = resolve_resume(self.config.resume_from_checkpoint, self.output_dir)
         if checkpoint is not None:
-            self._resume(checkpoint)
+            resume.restore(self, checkpoint)
 
     def _settle(self) -> None:
         """Work out what follows from the config and stays the same for the whole run."""
@@ -233,47 +219,7 @@ class Distiller:
         weight and is counted; after three in a row TrainingDiverged is raised. Ctrl-C is held back
         until the step is complete. Raises RuntimeError if another thread is in a step.
         """
-        if not self._busy.acquire(blocking=False):
-            raise RuntimeError("this Distiller is in a step already; use one object per thread")
-        try:
-            with InterruptGuard() as guard:
-                logs = self._step()
-        finally:
-            self._busy.release()
-        if guard.interrupted:
-            raise KeyboardInterrupt
-        return logs
-
-    def _step(self) -> dict[str, float]:
-        config, state = self.config, self.state
-        rate = (config.learning_rate or 0.0) * config.learning_rate_factor(state.step)
-        losses, norm = Losses(math.nan, math.nan, np.empty(0, np.float32)), math.nan
-        try:
-            losses = self._loss_and_gradient(self._draw())
-            norm = self._update(losses, rate)
-        except FloatingPointError as problem:
-            state.skipped += 1
-            state.bad_in_a_row += 1
-            _log.warning("step %d skipped, weights unchanged: %s", state.step + 1, problem)
-            if state.bad_in_a_row >= MAX_BAD_STEPS:
-                raise TrainingDiverged(
-                    f"{state.bad_in_a_row} steps in a row up to step {state.step + 1} had numbers "
-                    f"that are not finite ({problem}); the weights are those of the last good "
-                    "step; try a lower learning_rate or a smaller t_max"
-                ) from problem
-        else:
-            state.updates += 1
-            state.bad_in_a_row = 0
-        state.step += 1
-        return {
-            "step": state.step,
-            "loss": losses.bootstrap + losses.boundary,
-            "loss_bootstrap": losses.bootstrap,
-            "loss_boundary": losses.boundary,
-            "learning_rate": rate,
-            "grad_norm": norm,
-            "skipped": state.skipped,
-        }
+        return steps.take(self)
 
     # -------------------------------------------------------------------------------- the run
 
@@ -335,44 +281,13 @@ class Distiller:
 
         Raises ValueError without an output_dir, CheckpointError if it cannot be written.
         """
-        if self.output_dir is None:
-            raise ValueError("output_dir must be set to save checkpoints")
-        state = {
-            "counters": vars(self.state),
-            "kernels": {name: net.kernels for name, net in self._networks().items()},
-            "machine": machine(),
-        }
-        path = save_checkpoint(
-            self.output_dir, self.state.step, self._buffers(), self._identity(), state
-        )
-        prune_checkpoints(self.output_dir, self.config.checkpoints_total_limit)
-        return path
+        return resume.save(self)
 
     def _buffers(self) -> dict[str, NDArray[np.float32]]:
         buffers = {"weights": self._training.model.weights, "m": self._m, "v": self._v}
         if self._average is not self._training:
             buffers["ema"] = self._average.model.weights
         return buffers
-
-    def _identity(self) -> Identity:
-        layout = layout_of(self._training.model.core.parameters)
-        return Identity(self.teacher.fingerprint, layout, self.config.to_dict())
-
-    def _resume(self, checkpoint: Path) -> None:
-        state = load_checkpoint(checkpoint, self._buffers(), self._identity())["state"]
-        self.state = TrainState(**state["counters"])
-        same_machine = state["machine"] == machine()
-        for name, network in self._networks().items():
-            network.weights_changed()
-            if same_machine:
-                network.pin_kernels(state["kernels"][name])
-        _log.info("continuing from %s", checkpoint)
-        if not same_machine:
-            _log.warning(
-                "the checkpoint was written on another kind of machine (%s): the run continues, "
-                "but rounding differs in the last bits",
-                state["machine"],
-            )
 
     def _networks(self) -> dict[str, Network]:
         return {

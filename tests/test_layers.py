@@ -36,6 +36,7 @@ LAYERS = [
     samplers
     teacher model_card
     student resolve checkpoint callbacks
+    resume steps
     fit evaluation describe
     distiller
     report
