@@ -9,25 +9,14 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from boot.errors import (
-    SEED_MAX,
-    ConfigError,
-    check_bool,
-    check_choice,
-    check_float,
-    check_int,
-    check_path,
-    check_seed,
-    nearest_hint,
-    shown,
-    type_name,
-)
+from boot.errors import SEED_MAX, ConfigError, check_path, nearest_hint, shown, type_name
 from boot.files import read_json_object, to_json, write_atomically
+from boot.options import Option, checked, setting
 
 LR_SCHEDULERS = ("hold_then_linear", "constant", "linear", "cosine")
 SOLVERS = ("heun", "euler")
@@ -43,32 +32,6 @@ AUTO_LEARNING_RATE = 2e-3
 
 
 @dataclass(frozen=True)
-class Option:
-    """What one setting allows: enough to check it, to document it, and to make a flag of it.
-
-    kind: int, float, bool or str. optional: None is allowed (then `help` says what None means).
-    lo, hi: allowed range, exclusive where `above` / `below`. choices: allowed words, () for any.
-    """
-
-    kind: type
-    help: str
-    optional: bool = False
-    lo: float | None = None
-    hi: float | None = None
-    above: bool = False
-    below: bool = False
-    choices: tuple[str, ...] = ()
-    name: str = ""
-    default: Any = None
-
-
-def _option(default: Any, kind: type, text: str, **limits: Any) -> Any:
-    limits.setdefault("optional", default is None)
-    option = Option(kind, text, default=default, **limits)
-    return field(default=default, metadata={"option": option, "help": text})
-
-
-@dataclass(frozen=True)
 class DistillConfig:
     """Settings of a distillation; the defaults are the best measured ones.
 
@@ -78,9 +41,11 @@ class DistillConfig:
     ConfigError (a ValueError) for one out of range, OverflowError for a seed beyond 64 bits.
     """
 
-    max_train_steps: int = _option(2200, int, "number of training steps", lo=1)
-    train_batch_size: int = _option(64, int, "images (noise samples) per step", lo=1)
-    learning_rate: float | None = _option(
+    # -------------------------------------------------------------------- the run and the optimiser
+
+    max_train_steps: int = setting(2200, int, "number of training steps", lo=1)
+    train_batch_size: int = setting(64, int, "images (noise samples) per step", lo=1)
+    learning_rate: float | None = setting(
         None,
         float,
         "peak learning rate of AdamW; None: 2e-3 for networks up to one million parameters, "
@@ -89,24 +54,24 @@ class DistillConfig:
         hi=1,
         above=True,
     )
-    lr_scheduler: str = _option(
+    lr_scheduler: str = setting(
         "hold_then_linear",
         str,
         "course of the learning rate after warm-up; hold_then_linear: constant for 60 percent of "
         "the run, then linear to 0; linear and cosine: falling to 0 from the end of the warm-up",
         choices=LR_SCHEDULERS,
     )
-    lr_warmup_steps: int = _option(100, int, "steps of linear warm-up to the peak rate", lo=0)
-    adam_beta1: float = _option(0.9, float, "decay of AdamW's first moment", lo=0, hi=1, below=True)
-    adam_beta2: float = _option(
+    lr_warmup_steps: int = setting(100, int, "steps of linear warm-up to the peak rate", lo=0)
+    adam_beta1: float = setting(0.9, float, "decay of AdamW's first moment", lo=0, hi=1, below=True)
+    adam_beta2: float = setting(
         0.99, float, "decay of AdamW's second moment", lo=0, hi=1, below=True
     )
-    adam_epsilon: float = _option(1e-8, float, "AdamW's epsilon", lo=0, above=True)
-    adam_weight_decay: float = _option(0.0, float, "decoupled weight decay of AdamW", lo=0, hi=1)
-    max_grad_norm: float = _option(
+    adam_epsilon: float = setting(1e-8, float, "AdamW's epsilon", lo=0, above=True)
+    adam_weight_decay: float = setting(0.0, float, "decoupled weight decay of AdamW", lo=0, hi=1)
+    max_grad_norm: float = setting(
         1.0, float, "clip the global gradient norm to this; 0: no clipping", lo=0
     )
-    ema_decay: float = _option(
+    ema_decay: float = setting(
         0.998,
         float,
         "decay per step of the weight average that becomes the student; 0: use the raw weights",
@@ -115,7 +80,9 @@ class DistillConfig:
         below=True,
     )
 
-    guidance_scale: float | None = _option(
+    # ------------------------------------------------------------------------------------- guidance
+
+    guidance_scale: float | None = setting(
         None,
         float,
         "classifier-free guidance distilled into the student, f_null + w (f_class - f_null); 1: "
@@ -123,31 +90,35 @@ class DistillConfig:
         lo=0,
         hi=100,
     )
-    null_class_label: int | None = _option(
+    null_class_label: int | None = setting(
         None, int, "label that means 'no class'; None: the last row of the class embedding", lo=0
     )
-    boundary_weight: float = _option(
+    # ------------------------------------------------------------------------------ loss and target
+
+    boundary_weight: float = setting(
         0.1, float, "weight of the boundary loss (student = teacher at t_max)", lo=0
     )
-    boundary_fraction: float = _option(
+    boundary_fraction: float = setting(
         0.25, float, "part of the batch used for the boundary loss", lo=0, hi=1
     )
-    delta: float = _option(
+    delta: float = setting(
         0.04, float, "step of the signal-ODE, as a part of unit time", lo=0, hi=1, above=True
     )
-    solver: str = _option(
+    solver: str = setting(
         "heun", str, "solver of the target: heun (two teacher calls) or euler", choices=SOLVERS
     )
-    loss_weight: str = _option(
+    loss_weight: str = setting(
         "inverse_c2",
         str,
         "weight of a sample by its step coefficient C: 1/C^2, 1/C or 1",
         choices=LOSS_WEIGHTS,
     )
-    c_floor: float = _option(
+    c_floor: float = setting(
         0.02, float, "smallest C inside the loss weight", lo=0, hi=1, above=True
     )
-    t_max: float | None = _option(
+    # ----------------------------------------------------------------------------------------- time
+
+    t_max: float | None = setting(
         None,
         float,
         "time of the noise end, snapped to the teacher's grid; None: the largest t up to 0.98, "
@@ -156,7 +127,7 @@ class DistillConfig:
         hi=1,
         above=True,
     )
-    t_min: float = _option(
+    t_min: float = setting(
         0.001,
         float,
         "time of the image end, snapped to the teacher's grid",
@@ -165,10 +136,12 @@ class DistillConfig:
         above=True,
         below=True,
     )
-    clip_sample: bool | None = _option(
+    # ------------------------------------------------------------------------- the teacher's signal
+
+    clip_sample: bool | None = setting(
         None, bool, "clip the teacher's signal; None: as the teacher's scheduler config says"
     )
-    clip_sample_range: float | None = _option(
+    clip_sample_range: float | None = setting(
         None,
         float,
         "clip to plus and minus this; None: as the teacher's scheduler config says",
@@ -176,31 +149,33 @@ class DistillConfig:
         above=True,
     )
 
-    seed: int = _option(0, int, "seed of all noise, times and labels", lo=0, hi=SEED_MAX)
-    num_threads: int | None = _option(
+    # ------------------------------------------------------------------- randomness, threads, files
+
+    seed: int = setting(0, int, "seed of all noise, times and labels", lo=0, hi=SEED_MAX)
+    num_threads: int | None = setting(
         None, int, "CPU threads; None: as OMP_NUM_THREADS or the machine says", lo=1, hi=4096
     )
-    output_dir: str | None = _option(
+    output_dir: str | None = setting(
         None, str, "folder for the student, log and checkpoints; None: write nothing"
     )
-    logging_steps: int = _option(10, int, "steps between log lines", lo=1)
-    sample_steps: int = _option(500, int, "steps between sample grids; 0: none", lo=0)
-    num_sample_images: int = _option(16, int, "images in a sample grid", lo=1, hi=4096)
-    checkpointing_steps: int = _option(500, int, "steps between checkpoints; 0: none", lo=0)
-    checkpoints_total_limit: int | None = _option(
+    logging_steps: int = setting(10, int, "steps between log lines", lo=1)
+    sample_steps: int = setting(500, int, "steps between sample grids; 0: none", lo=0)
+    num_sample_images: int = setting(16, int, "images in a sample grid", lo=1, hi=4096)
+    checkpointing_steps: int = setting(500, int, "steps between checkpoints; 0: none", lo=0)
+    checkpoints_total_limit: int | None = setting(
         2, int, "checkpoints to keep, older ones are deleted; None: all", lo=1, optional=True
     )
-    resume_from_checkpoint: str | None = _option(
+    resume_from_checkpoint: str | None = setting(
         None, str, "checkpoint folder to continue from, or 'latest'; None: start afresh"
     )
-    report_to: str = _option(
+    report_to: str = setting(
         "jsonl", str, "where the numbers of each logged step go", choices=REPORTERS
     )
 
     def __post_init__(self) -> None:
         """Check every field, and store plain Python numbers and strings."""
         for option in self.options():
-            value = _checked(option, getattr(self, option.name))
+            value = checked(option, getattr(self, option.name))
             object.__setattr__(self, option.name, value)
         if self.t_max is not None and self.t_min >= self.t_max:
             raise ConfigError(f"t_min must be < t_max = {self.t_max}, got {self.t_min}")
@@ -287,33 +262,3 @@ def _string_keys(values: Mapping[str, Any]) -> dict[str, Any]:
         if not isinstance(key, str):
             raise TypeError(f"names of settings must be strings, got {shown(key)}")
     return dict(values)
-
-
-def _checked(option: Option, value: Any) -> Any:
-    name = option.name
-    if value is None:
-        if option.optional:
-            return None
-        raise TypeError(f"{name} must be of type {option.kind.__name__}, got None")
-    if name == "seed":
-        return check_seed(name, value)
-    if option.kind is bool:
-        return check_bool(name, value)
-    if option.kind is int:
-        return _checked_int(option, value)
-    if option.kind is float:
-        limits: Sequence[float | None] = (option.lo, option.hi)
-        above, below = option.above, option.below
-        return check_float(name, value, *limits, above=above, below=below, error=ConfigError)
-    if option.choices:
-        return check_choice(name, value, option.choices, error=ConfigError)
-    try:
-        return str(check_path(name, value))
-    except ValueError as problem:
-        raise ConfigError(str(problem)) from None
-
-
-def _checked_int(option: Option, value: Any) -> int:
-    lo = None if option.lo is None else int(option.lo)
-    hi = None if option.hi is None else int(option.hi)
-    return check_int(option.name, value, lo, hi, error=ConfigError)

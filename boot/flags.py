@@ -10,8 +10,9 @@ import argparse
 from collections.abc import Callable
 from typing import Any, NoReturn
 
-from boot.config import DistillConfig, Option
+from boot.config import DistillConfig
 from boot.errors import nearest_hint
+from boot.options import Option
 
 
 class UsageError(Exception):

@@ -29,7 +29,7 @@ LAYERS = [
     _version errors noise interrupts _onednn
     __init__
     _core
-    files distances scheduler_config unet_config
+    files distances scheduler_config unet_config options
     config metrics safetensors_io unet_keys network
     diffusers_io schedule guidance flags
     signal_ode inputs images
