@@ -62,7 +62,12 @@ def adamw_step(
 ) -> float: ...
 
 class UNet2D:
-    def __init__(self, config: Mapping[str, Any], target_embedding: bool = False) -> None: ...
+    def __init__(
+        self,
+        config: Mapping[str, Any],
+        target_embedding: bool = False,
+        guidance_embedding: bool = False,
+    ) -> None: ...
     @property
     def parameters(self) -> list[tuple[str, tuple[int, ...], int]]: ...
     @property
@@ -85,6 +90,7 @@ class UNet2D:
         timesteps: Float64,
         class_labels: NDArray[Any] | None = None,
         target_timesteps: Float64 | None = None,
+        guidance: Float64 | None = None,
         train: bool = False,
     ) -> Float32: ...
     def backward(self, doutput: Float32, /) -> None: ...

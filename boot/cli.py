@@ -123,9 +123,14 @@ def _add_sample(parser: Parser) -> None:
         "--class-labels", type=_integers, metavar="0,1,2", help="labels, repeated as needed"
     )
     parser.add_argument("--seed", type=_integer, default=0, metavar="N", help="[0]")
+    parser.add_argument(
+        "--guidance-scale",
+        type=float,
+        metavar="W",
+        help="[teacher: 1, off; student: its default; others only if distilled for a range]",
+    )
     teacher = parser.add_argument_group("for a teacher only")
     teacher.add_argument("--num-inference-steps", type=_integer, metavar="N", help="[50]")
-    teacher.add_argument("--guidance-scale", type=float, metavar="W", help="[1: off]")
     teacher.add_argument("--sampler", choices=("ddim", "heun"), help="[ddim]")
     teacher.add_argument("--t-start", type=float, metavar="T", help="time to start from [1]")
     parser.add_argument("--num-threads", type=_integer, metavar="N", help="CPU threads")
@@ -188,7 +193,8 @@ def distill(arguments: argparse.Namespace) -> int:
 def _load(folder: str) -> Any:
     """Load a Student if the folder holds one, else a Teacher."""
     from boot.errors import check_folder
-    from boot.student import INFO_FILE, Student
+    from boot.export import INFO_FILE
+    from boot.student import Student
     from boot.teacher import Teacher
 
     is_student = (check_folder("folder", folder) / INFO_FILE).exists()
@@ -221,14 +227,19 @@ def sample(arguments: argparse.Namespace) -> int:
     count = check_int("--num-images", arguments.num_images, 1)
     _set_threads(arguments.num_threads)
     model = _load(arguments.folder)
-    names = ("num_inference_steps", "guidance_scale", "sampler", "t_start")
+    names = ("num_inference_steps", "sampler", "t_start")
     options = {name: v for name in names if (v := getattr(arguments, name)) is not None}
     if isinstance(model, Student) and options:
         raise UsageError(f"{flag_of(next(iter(options)))} is for teachers; a student has one step")
+    if arguments.guidance_scale is not None:
+        options["guidance_scale"] = arguments.guidance_scale
     labels: Any = arguments.class_labels
     if labels is not None:
         labels = np.resize(np.array(labels, np.int64), count)
     scale = {"guidance_scale": options["guidance_scale"]} if "guidance_scale" in options else {}
+    if isinstance(model, Student):
+        model.check_scales(arguments.guidance_scale, count)
+        scale = {}
     noise, labels = model.inputs(count, class_labels=labels, seed=arguments.seed, **scale)
     images = model.sample(noise=noise, class_labels=labels, **options)
     save_grid(png, images)

@@ -14,7 +14,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from boot.errors import SEED_MAX, ConfigError, check_path, nearest_hint, shown, type_name
+from boot.errors import (
+    SEED_MAX,
+    ConfigError,
+    check_float,
+    check_path,
+    nearest_hint,
+    shown,
+    type_name,
+)
 from boot.files import read_json_object, to_json, write_atomically
 from boot.options import Option, checked, setting
 
@@ -89,6 +97,18 @@ class DistillConfig:
         "off; None: 1.5 for a class-conditional teacher with a null row, otherwise off",
         lo=0,
         hi=100,
+    )
+    guidance_scale_max: float | None = setting(
+        None,
+        float,
+        "largest guidance scale; with it the scale is an input of the student, drawn evenly from "
+        "guidance_scale_min to here in training, and guidance_scale is the default when sampling; "
+        "None: guidance_scale is built in",
+        lo=0,
+        hi=100,
+    )
+    guidance_scale_min: float = setting(
+        1.0, float, "smallest guidance scale, used with guidance_scale_max", lo=0, hi=100
     )
     null_class_label: int | None = setting(
         None, int, "label that means 'no class'; None: the last row of the class embedding", lo=0
@@ -177,8 +197,18 @@ class DistillConfig:
         for option in self.options():
             value = checked(option, getattr(self, option.name))
             object.__setattr__(self, option.name, value)
+        self._check_guidance()
         if self.t_max is not None and self.t_min >= self.t_max:
             raise ConfigError(f"t_min must be < t_max = {self.t_max}, got {self.t_min}")
+
+    def _check_guidance(self) -> None:
+        lo, hi, scale = self.guidance_scale_min, self.guidance_scale_max, self.guidance_scale
+        if hi is None:
+            return
+        if lo >= hi:
+            raise ConfigError(f"guidance_scale_min must be < guidance_scale_max = {hi}, got {lo}")
+        if scale is not None:
+            check_float("guidance_scale", scale, lo, hi, error=ConfigError)
 
     @classmethod
     def options(cls) -> list[Option]:

@@ -35,6 +35,7 @@ def describe(model: Teacher | Student) -> dict[str, Any]:
         "t_max": info.t_max,
         "t_min": info.t_min,
         "guidance_scale": info.guidance_scale,
+        "guidance_scale_range": list(info.scale_range) if info.takes_scale else None,
         "null_class_label": info.null_class_label,
         "teacher": info.teacher.get("name"),
         "teacher_sha256": info.teacher.get("sha256"),

@@ -24,21 +24,26 @@ from boot.fit import run
 from boot.inputs import drawn_labels
 from boot.network import Images, Network
 from boot.noise import Stream, choice, normal, uniform
-from boot.resolve import clip_for, open_output, resolve_config
+from boot.resolve import clip_for, drawn_scales, guidance_for, open_output, resolve_config
 from boot.schedule import Float64
 from boot.signal_ode import diffuse, step
-from boot.student import Student, StudentInfo
+from boot.student import Student
+from boot.student_info import StudentInfo
 from boot.teacher import Teacher
 
 RUN_CONFIG_FILE = "distill_config.json"
 
 
 class Draw(NamedTuple):
-    """The random part of one step. eps: (B,C,H,W); labels: (B,) or None; t: (B,) times."""
+    """The random part of one step.
+
+    eps: (B,C,H,W); labels: (B,) or None; t: (B,) times; w: (B,) guidance scales or None.
+    """
 
     eps: Images
     labels: NDArray[np.int64] | None
     t: Float64
+    w: Float64 | None
 
 
 class Losses(NamedTuple):
@@ -95,7 +100,7 @@ class Distiller:
         """Work out what follows from the config and stays the same for the whole run."""
         config, teacher = self.config, self.teacher
         self._schedule = teacher.schedule
-        self._guidance = teacher.guidance(config.guidance_scale or 0.0, config.null_class_label)
+        self._guidance = guidance_for(config, teacher)
         self._clip = clip_for(config, teacher)
         self._labels = drawn_labels(teacher.model, self._guidance)
         self._t_max, self._t_min = float(config.t_max or 1.0), config.t_min
@@ -139,28 +144,28 @@ class Distiller:
         of the batch again at t_max: they ride along in the calls that are made anyway.
         """
         config, schedule, student = self.config, self._schedule, self._training
-        eps, c, t = draw
+        eps, c, t, w = draw
         s = np.maximum(t - self._delta, self._t_min)
         size, extra = len(eps), self._boundary_rows
-        eps_too, c_too = _with_first(eps, extra), _with_first(c, extra)
+        eps_too, c_too, w_too = (_with_first(a, extra) for a in (eps, c, w))
         t_end = np.full(extra, self._t_max)
 
-        y_t = student.signal(eps, t, c)
+        y_t = student.signal(eps, t, c, w)
         x_t = diffuse(schedule, y_t, eps, t)
-        f = self._f(_join(x_t, eps[:extra]), _join(t, t_end), c_too)
+        f = self._f(_join(x_t, eps[:extra]), _join(t, t_end), c_too, w_too)
         f, f_end = f[:size], f[size:]
-        target = step(schedule, lambda x, s: self._f(x, s, c), eps, y_t, f, t, s, config.solver)
+        target = step(schedule, lambda x, s: self._f(x, s, c, w), eps, y_t, f, t, s, config.solver)
 
-        y = student.signal_train(eps_too, _join(s, t_end), c_too)
+        y = student.signal_train(eps_too, _join(s, t_end), c_too, w_too)
         omega = self._omega(schedule.step_coefficient(t, s))
         beta = np.full(extra, config.boundary_weight)
         bootstrap, dy = _core.weighted_mse(y[:size], target, omega / size)
         boundary, dy_end = _core.weighted_mse(y[size:], f_end, beta / max(extra, 1))
         return Losses(bootstrap, boundary, _join(dy, dy_end))
 
-    def _f(self, x: Images, t: Float64, labels: Any) -> Images:
+    def _f(self, x: Images, t: Float64, labels: Any, w: Float64 | None) -> Images:
         """The guided, clipped signal of the teacher at (x, t)."""
-        return self.teacher.signal(x, t, labels, self._guidance, self._clip)
+        return self.teacher.signal(x, t, labels, self._guidance, self._clip, w)
 
     def _omega(self, c: Float64) -> Float64:
         """The weight of a sample by its step coefficient C: 1/C^2, 1/C or 1, C floored."""
@@ -181,7 +186,8 @@ class Distiller:
         grid = self._schedule.num_train_timesteps
         if self._whole_steps:
             t = np.ceil(t * grid) / grid
-        return Draw(eps, labels, np.clip(t, self._t_min + 1.0 / grid, self._t_max))
+        t = np.clip(t, self._t_min + 1.0 / grid, self._t_max)
+        return Draw(eps, labels, t, drawn_scales(self.config, number))
 
     def _update(self, losses: Losses, learning_rate: float) -> float:
         """Backpropagate, and update weights, moments and average; return the gradient's norm."""
@@ -263,6 +269,8 @@ class Distiller:
             clip_sample_range=self._clip.largest,
             guidance_scale=1.0 if config.guidance_scale is None else config.guidance_scale,
             null_class_label=config.null_class_label,
+            guidance_scale_min=config.guidance_scale_min if config.guidance_scale_max else None,
+            guidance_scale_max=config.guidance_scale_max,
             teacher={"name": self.teacher.name, "sha256": self.teacher.fingerprint},
             training={"steps": self.state.step, "config": config.to_dict()},
         )

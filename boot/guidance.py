@@ -15,22 +15,30 @@ from numpy.typing import NDArray
 from boot import _core
 from boot.network import Images, Network
 
+Float64 = NDArray[np.float64]
+
 
 @dataclass(frozen=True)
 class Guidance:
     """What guides a teacher: the scale w and the label of condition n.
 
     scale: w >= 0; 1 is off, 0 is the unconditional model. null_label: a row of the class table, or
-    None for a model without classes (then scale is 1).
+    None for a model without classes (then scale is 1). varies: w comes with each sample, and
+    `scale` is only what stands in where none is given.
     """
 
     scale: float = 1.0
     null_label: int | None = None
+    varies: bool = False
 
     @property
     def active(self) -> bool:
         """Whether guiding changes anything; if not, one network call does."""
-        return self.scale != 1.0 and self.null_label is not None
+        return (self.varies or self.scale != 1.0) and self.null_label is not None
+
+    def scales(self, count: int, w: Float64 | None = None) -> Float64:
+        """Return the guidance scale of each of `count` samples: w (count,), or else `scale`."""
+        return np.full(count, self.scale) if w is None else w
 
 
 def guided_output(
@@ -39,12 +47,15 @@ def guided_output(
     timesteps: NDArray[np.float64],
     labels: NDArray[np.int64] | None,
     guidance: Guidance,
+    w: Float64 | None = None,
 ) -> Images:
-    """Return the network's guided output. x: (N,C,H,W); timesteps, labels: (N,).
+    """Return the network's guided output. x: (N,C,H,W); timesteps, labels, w: (N,).
 
-    The pair (with class, without class) runs as one batch of 2N.
+    w: a scale for each sample; None: the one of `guidance`. The pair (with class, without class)
+    runs as one batch of 2N, unless no sample needs the second.
     """
-    if not guidance.active or labels is None:
+    scales = guidance.scales(len(x), w)
+    if not guidance.active or labels is None or (scales == 1.0).all():
         return network.forward(x, timesteps, labels)
     null = np.full_like(labels, guidance.null_label)
     both = network.forward(
@@ -53,7 +64,7 @@ def guided_output(
         np.concatenate([labels, null]),
     )
     count = len(x)
-    return _core.guide(both[:count], both[count:], np.full(count, guidance.scale))
+    return _core.guide(both[:count], both[count:], scales)
 
 
 @dataclass(frozen=True)

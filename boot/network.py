@@ -10,12 +10,19 @@ from numpy.typing import NDArray
 
 from boot import _core
 from boot.errors import FormatError, check_array, check_labels, check_timesteps, listed
+from boot.noise import Stream, normal
 from boot.unet_config import UNet2DConfig
 
 Images = NDArray[np.float32]
 
 TARGET_EMBEDDING = "boot_target_embedding"
+GUIDANCE_EMBEDDING = "boot_guidance_embedding"
+OWN_EMBEDDINGS = (TARGET_EMBEDDING, GUIDANCE_EMBEDDING)
+EMBEDDING_PARTS = ("linear_1.weight", "linear_1.bias", "linear_2.weight", "linear_2.bias")
 _TARGET_SOURCE = "time_embedding"
+
+LARGEST_GUIDANCE_SCALE = 100.0
+_GUIDANCE_STRETCH = 8.0
 
 # Inference runs in chunks of about this many activations per full-width layer: enough to keep all
 # cores busy, small enough that sampling 10,000 images needs no more memory than sampling a few.
@@ -23,8 +30,20 @@ _CHUNK_ACTIVATIONS = 2**21
 _CHUNK_IMAGES = 256
 
 
+def guidance_position(scales: NDArray[np.float64] | None) -> NDArray[np.float64] | None:
+    """Return 8 log(1 + w), of which the core takes sinusoidal features; None stays None.
+
+    The frequencies of the features are 1 ... 1e-4. With this position the highest one makes just
+    under three turns over w in [0, 8], and six up to 100: fine enough to tell neighbouring scales
+    apart, coarse enough to join them. The lower ones are nearly linear in the position. The
+    logarithm serves small scales best, where a step of w changes an image most. (Meng et al. 2023
+    feed sinusoidal features of w to their distilled students too.)
+    """
+    return None if scales is None else _GUIDANCE_STRETCH * np.log1p(scales)
+
+
 class Network:
-    """A `UNet2DModel`, optionally with a second time embedding for a student's target time.
+    """A `UNet2DModel`, optionally with embeddings of a student's target time and guidance scale.
 
     Calling it checks every input before anything is computed; `forward` is the unchecked way in for
     code that has already checked. Weights live in one flat float32 buffer; `parameters` maps the
@@ -36,6 +55,7 @@ class Network:
         config: UNet2DConfig,
         *,
         target_embedding: bool = False,
+        guidance_embedding: bool = False,
         max_timestep: float | None = None,
     ) -> None:
         """Build the network with weights of zero.
@@ -45,7 +65,8 @@ class Network:
         self.config = config
         self.max_timestep = max_timestep
         self.target_embedding = target_embedding
-        self.core = _core.UNet2D(config.to_core(), target_embedding)
+        self.guidance_embedding = guidance_embedding
+        self.core = _core.UNet2D(config.to_core(), target_embedding, guidance_embedding)
         self.parameters: dict[str, NDArray[np.float32]] = {}
         for name, shape, offset in self.core.parameters:
             size = int(np.prod(shape, dtype=np.int64))
@@ -79,13 +100,16 @@ class Network:
     def load(self, tensors: Mapping[str, NDArray[np.float32]]) -> None:
         """Copy tensors into the weights; all of them must be there, with the right shapes.
 
-        The target embedding may be left out: it then starts as a copy of the time embedding's first
-        layer and a second layer of zero, so that the network's output does not depend on it yet.
+        The embeddings of target time and guidance scale may be left out: they then start with a
+        second layer of zero, so that the network's output does not depend on them yet. The first
+        layer is a copy of the time embedding's, or for the guidance scale drawn from N(0, 2/C0).
         Raises FormatError, with the weights untouched, for missing, unexpected or misshapen ones.
         """
         given = dict(tensors)
         if self.target_embedding and f"{TARGET_EMBEDDING}.linear_1.weight" not in given:
-            given.update(self._initial_target_embedding(given))
+            given.update(self._initial_embedding(TARGET_EMBEDDING, given))
+        if self.guidance_embedding and f"{GUIDANCE_EMBEDDING}.linear_1.weight" not in given:
+            given.update(self._initial_embedding(GUIDANCE_EMBEDDING, given))
         wanted = self.parameters
         missing = [name for name in wanted if name not in given]
         unexpected = [name for name in given if name not in wanted]
@@ -104,14 +128,17 @@ class Network:
             view[...] = given[name]
         self.weights_changed()
 
-    def _initial_target_embedding(self, given: Mapping[str, Any]) -> dict[str, Any]:
+    def _initial_embedding(self, prefix: str, given: Mapping[str, Any]) -> dict[str, Any]:
         result = {}
-        for part in ("linear_1.weight", "linear_1.bias", "linear_2.weight", "linear_2.bias"):
-            name = f"{TARGET_EMBEDDING}.{part}"
-            source = given.get(f"{_TARGET_SOURCE}.{part}")
-            if source is None or part.startswith("linear_2"):
-                source = np.zeros(self.parameters[name].shape, np.float32)
-            result[name] = source
+        for part in EMBEDDING_PARTS:
+            shape = self.parameters[f"{prefix}.{part}"].shape
+            value = np.zeros(shape, np.float32)
+            if prefix == TARGET_EMBEDDING and part.startswith("linear_1"):
+                value = given.get(f"{_TARGET_SOURCE}.{part}", value)
+            elif part == "linear_1.weight":
+                value = normal(0, Stream.FIRST_WEIGHTS, 0, 0, shape)
+                value *= np.float32(np.sqrt(2.0 / shape[1]))
+            result[f"{prefix}.{part}"] = value
         return result
 
     @property
@@ -126,14 +153,21 @@ class Network:
     # ---------------------------------------------------------------------------------- running
 
     def __call__(
-        self, sample: Any, timestep: Any, class_labels: Any = None, *, target_timestep: Any = None
+        self,
+        sample: Any,
+        timestep: Any,
+        class_labels: Any = None,
+        *,
+        target_timestep: Any = None,
+        guidance_scale: Any = None,
     ) -> Images:
         """Run the network on a batch: what diffusers' `unet(...).sample` returns.
 
         sample: (N,C,H,W) float, finite, H and W multiples of `config.size_multiple`. timestep: a
         number or (N,), integer or fractional (never truncated). class_labels: an integer or (N,)
         for a class table, (N,T) floats for `class_embed_type: identity`, None without either.
-        target_timestep: like timestep, for networks with a target embedding only.
+        target_timestep: like timestep, for networks with a target embedding only. guidance_scale:
+        a number or (N,) in [0, 100], for networks with a guidance embedding only.
         Returns (N,C_out,H,W) float32. Raises TypeError or ValueError before computing anything.
         """
         x = self.check_sample("sample", sample)
@@ -145,7 +179,13 @@ class Network:
             targets = self._check_timestep("target_timestep", target_timestep, count)
         elif target_timestep is not None:
             raise ValueError("target_timestep must be None: this network has no target embedding")
-        return self.forward(x, timesteps, labels, targets)
+        scales = None
+        if self.guidance_embedding:
+            highest = LARGEST_GUIDANCE_SCALE
+            scales = check_timesteps("guidance_scale", guidance_scale, count, 0.0, highest)
+        elif guidance_scale is not None:
+            raise ValueError("guidance_scale must be None: this network has no guidance embedding")
+        return self.forward(x, timesteps, labels, targets, scales)
 
     def forward(
         self,
@@ -153,12 +193,14 @@ class Network:
         timesteps: NDArray[np.float64],
         class_labels: NDArray[Any] | None = None,
         target_timesteps: NDArray[np.float64] | None = None,
+        guidance_scales: NDArray[np.float64] | None = None,
     ) -> Images:
         """Run checked, C-contiguous inputs in chunks, keeping nothing for a backward pass."""
         count = len(sample)
+        position = guidance_position(guidance_scales)
         limit = self.chunk_size(sample.shape[2], sample.shape[3])
         if count <= limit:
-            return self.core.forward(sample, timesteps, class_labels, target_timesteps)
+            return self.core.forward(sample, timesteps, class_labels, target_timesteps, position)
         # Chunks of one size, the last one filled up with repeats: one plan serves them all.
         chunks = -(-count // limit)
         size = -(-count // chunks)
@@ -167,7 +209,8 @@ class Network:
             rows = np.minimum(np.arange(begin, begin + size), count - 1)
             labels = None if class_labels is None else class_labels[rows]
             targets = None if target_timesteps is None else target_timesteps[rows]
-            part = self.core.forward(sample[rows], timesteps[rows], labels, targets)
+            where = None if position is None else position[rows]
+            part = self.core.forward(sample[rows], timesteps[rows], labels, targets, where)
             out[begin : begin + size] = part[: count - begin]
         return out
 
@@ -177,9 +220,13 @@ class Network:
         timesteps: NDArray[np.float64],
         class_labels: NDArray[Any] | None,
         target_timesteps: NDArray[np.float64] | None,
+        guidance_scales: NDArray[np.float64] | None = None,
     ) -> Images:
         """Run a whole batch at once and keep what `backward` needs."""
-        return self.core.forward(sample, timesteps, class_labels, target_timesteps, train=True)
+        position = guidance_position(guidance_scales)
+        return self.core.forward(
+            sample, timesteps, class_labels, target_timesteps, position, train=True
+        )
 
     def backward(self, doutput: Images) -> None:
         """Fill the flat gradients from d loss / d output of the last `forward_train`."""

@@ -20,7 +20,10 @@ class Stream(enum.IntEnum):
     TRAIN_NOISE = 0
     TRAIN_TIME = 1
     TRAIN_LABEL = 2
+    TRAIN_GUIDANCE = 3
     SAMPLE_NOISE = 16
+    SECOND_NOISE = 17  # fresh noise for images that are made already
+    FIRST_WEIGHTS = 32
 
 
 class _Generator:

@@ -8,8 +8,9 @@ from pathlib import Path
 
 from boot.config import AUTO_GUIDANCE_SCALE, DistillConfig, auto_learning_rate
 from boot.errors import ConfigError, UnsupportedModel, check_output_folder
-from boot.guidance import Clip
+from boot.guidance import Clip, Float64, Guidance
 from boot.inputs import drawn_labels
+from boot.noise import Stream, uniform
 from boot.teacher import Teacher
 
 _log = logging.getLogger("boot")
@@ -29,10 +30,13 @@ def resolve_config(config: DistillConfig, teacher: Teacher) -> DistillConfig:
     scale = config.guidance_scale
     if scale is None:
         scale = 1.0 if teacher.num_classes in (None, 1) else AUTO_GUIDANCE_SCALE
-    guidance = teacher.guidance(scale, config.null_class_label)
+        if config.guidance_scale_max is not None:
+            scale = min(max(scale, config.guidance_scale_min), config.guidance_scale_max)
+    guidance = guidance_for(config.replace(guidance_scale=scale), teacher)
     labels = drawn_labels(teacher.model, guidance)
     if labels is not None and len(labels) == 0:
-        raise ConfigError("guidance_scale must be 1: the teacher has no class but the null label")
+        name = "guidance_scale_max must be None" if guidance.varies else "guidance_scale must be 1"
+        raise ConfigError(f"{name}: the teacher has no class but the null label")
     t_max, t_min = _times(config, teacher)
     rate = config.learning_rate
     resolved = config.replace(
@@ -44,6 +48,30 @@ def resolve_config(config: DistillConfig, teacher: Teacher) -> DistillConfig:
     )
     _report(resolved, teacher)
     return resolved
+
+
+def guidance_for(config: DistillConfig, teacher: Teacher) -> Guidance:
+    """Return the guidance that a run teaches its student; ConfigError if it does not fit."""
+    varies = config.guidance_scale_max is not None
+    if varies and teacher.num_classes is None:
+        raise ConfigError(
+            f"guidance_scale_max must be None for {teacher.name!r}, which has no class table to "
+            "guide by"
+        )
+    scale = 1.0 if config.guidance_scale is None else config.guidance_scale
+    return teacher.guidance(scale, config.null_class_label, varies=varies)
+
+
+def drawn_scales(config: DistillConfig, step: int) -> Float64 | None:
+    """Draw the guidance scales of a training step, (B,), evenly from their range.
+
+    None where one scale is built in. A function of (seed, step, sample) alone.
+    """
+    lo, hi = config.guidance_scale_min, config.guidance_scale_max
+    if hi is None:
+        return None
+    size = config.train_batch_size
+    return lo + (hi - lo) * uniform(config.seed, Stream.TRAIN_GUIDANCE, step, 0, size)
 
 
 def open_output(config: DistillConfig) -> Path | None:

@@ -15,81 +15,28 @@ import numpy as np
 from numpy.typing import NDArray
 
 from boot import _core
-from boot.diffusers_io import LoadedPipeline, load_pipeline, save_pipeline
-from boot.errors import (
-    FormatError,
-    check_bool,
-    check_float,
-    check_folder,
-    check_int,
-    check_path,
-    check_timesteps,
-    listed,
+from boot.diffusers_io import load_pipeline, save_pipeline
+from boot.errors import FormatError, check_float, check_folder, check_path, check_timesteps
+from boot.export import (
+    BAKED,
+    INFO_FILE,
+    TENSORS_FILE,
+    check_own,
+    check_unbaked,
+    guidance_vector,
+    scheduler_of,
+    scheduler_to_export,
+    split_tensors,
 )
 from boot.files import read_json_object, to_json
-from boot.guidance import Guidance
 from boot.inputs import sampling_inputs
 from boot.model_card import model_card
-from boot.network import TARGET_EMBEDDING, Images, Network
+from boot.network import GUIDANCE_EMBEDDING, TARGET_EMBEDDING, Images, Network
 from boot.safetensors_io import load_tensors
 from boot.schedule import Float64, Schedule
 from boot.scheduler_config import SchedulerConfig
+from boot.student_info import FORMAT_VERSION, StudentInfo
 from boot.teacher import Teacher
-
-INFO_FILE = "boot.json"
-TENSORS_FILE = "boot.safetensors"
-FORMAT_VERSION = 1
-BAKED = "time_embedding.linear_2.bias"
-
-
-@dataclasses.dataclass(frozen=True)
-class StudentInfo:
-    """What a student is beside its network; stored as `boot.json` in its folder.
-
-    t_min, t_max: times of image and noise, on the schedule's grid. guidance_scale,
-    null_class_label: the guidance it was distilled with. teacher: name and SHA-256. training:
-    settings and steps, as JSON-ready values.
-    """
-
-    t_max: float
-    t_min: float
-    clip_sample: bool = True
-    clip_sample_range: float = 1.0
-    guidance_scale: float = 1.0
-    null_class_label: int | None = None
-    teacher: dict[str, Any] = dataclasses.field(default_factory=dict)
-    training: dict[str, Any] = dataclasses.field(default_factory=dict)
-
-    @property
-    def guidance(self) -> Guidance:
-        """The guidance that is built in (never applied again)."""
-        return Guidance(self.guidance_scale, self.null_class_label)
-
-    @classmethod
-    def from_dict(cls, values: dict[str, Any], where: str) -> StudentInfo:
-        """Check the content of a `boot.json`; FormatError that starts with `where`."""
-        version = values.get("format_version")
-        if version != FORMAT_VERSION:
-            raise FormatError(
-                f"{where}: format_version must be {FORMAT_VERSION}, got {version!r}: the student "
-                "was saved by another version of boot"
-            )
-        known = {item.name: item for item in dataclasses.fields(cls)}
-        missing = [name for name in ("t_max", "t_min") if name not in values]
-        if missing:
-            raise FormatError(f"{where}: {missing[0]} is missing")
-        try:
-            info = cls(**{key: value for key, value in values.items() if key in known})
-            check_float("t_max", info.t_max, 0, 1, above=True)
-            check_float("t_min", info.t_min, 0, info.t_max, above=True, below=True)
-            check_float("guidance_scale", info.guidance_scale, 0, 100)
-            check_bool("clip_sample", info.clip_sample)
-            check_float("clip_sample_range", info.clip_sample_range, 0, above=True)
-            if info.null_class_label is not None:
-                check_int("null_class_label", info.null_class_label, 0)
-        except (TypeError, ValueError) as problem:
-            raise FormatError(f"{where}: {problem}") from None
-        return info
 
 
 class Student:
@@ -102,6 +49,11 @@ class Student:
         """Join a network that has a target embedding with its noise process."""
         if not model.target_embedding:
             raise ValueError("model must have a target embedding: Network(target_embedding=True)")
+        if model.guidance_embedding != info.takes_scale:
+            raise ValueError(
+                "model must have a guidance embedding if and only if info has a range of scales, "
+                f"got {model.guidance_embedding} and guidance_scale_max {info.guidance_scale_max}"
+            )
         self.model = model
         self.scheduler = scheduler
         self.schedule = Schedule.from_config(scheduler)
@@ -118,29 +70,50 @@ class Student:
         """
         teacher.check_can_sample()
         config = teacher.model.config
-        model = Network(config, target_embedding=True, max_timestep=teacher.model.max_timestep)
+        model = Network(
+            config,
+            target_embedding=True,
+            guidance_embedding=info.takes_scale,
+            max_timestep=teacher.model.max_timestep,
+        )
         model.load(teacher.model.parameters)
         return cls(model, teacher.scheduler, info)
 
     def __repr__(self) -> str:
         """Show size, times and guidance."""
+        lo, hi = self.info.scale_range
+        scale = f"{lo:g}" if lo == hi else f"{lo:g} ... {hi:g}"
         return (
             f"Student({self.model.num_parameters:,} parameters, t_max={self.info.t_max:g}, "
-            f"t_min={self.info.t_min:g}, guidance_scale={self.info.guidance_scale:g})"
+            f"t_min={self.info.t_min:g}, guidance_scale={scale})"
         )
 
     # --------------------------------------------------------------------------------- running
 
-    def signal(self, eps: Images, t: Float64, labels: Any = None) -> Images:
-        """Return y(eps, t), unchecked. eps: (N,C,H,W) float32; t: (N,); labels: (N,) or None."""
-        index = np.full(len(eps), self._index)
-        return self._output_map(eps, self.model.forward(eps, index, labels, self.schedule.index(t)))
+    def signal(
+        self, eps: Images, t: Float64, labels: Any = None, w: Float64 | None = None
+    ) -> Images:
+        """Return y(eps, t, labels, w), unchecked.
 
-    def signal_train(self, eps: Images, t: Float64, labels: Any = None) -> Images:
-        """Like `signal`, keeping what `backward` needs."""
-        index = np.full(len(eps), self._index)
-        output = self.model.forward_train(eps, index, labels, self.schedule.index(t))
+        eps: (N,C,H,W) float32; t: (N,); labels: (N,) or None; w: (N,) guidance scales, for students
+        of a range of them; None: the default one.
+        """
+        index, w = np.full(len(eps), self._index), self._scales(w, len(eps))
+        output = self.model.forward(eps, index, labels, self.schedule.index(t), w)
         return self._output_map(eps, output)
+
+    def signal_train(
+        self, eps: Images, t: Float64, labels: Any = None, w: Float64 | None = None
+    ) -> Images:
+        """Like `signal`, keeping what `backward` needs."""
+        index, w = np.full(len(eps), self._index), self._scales(w, len(eps))
+        output = self.model.forward_train(eps, index, labels, self.schedule.index(t), w)
+        return self._output_map(eps, output)
+
+    def _scales(self, w: Float64 | None, count: int) -> Float64 | None:
+        if not self.info.takes_scale:
+            return None
+        return np.full(count, self.info.guidance_scale) if w is None else w
 
     def backward(self, dy: Images) -> None:
         """Fill the network's gradients from d loss / d y of the last `signal_train`."""
@@ -150,17 +123,41 @@ class Student:
         alpha, sigma = np.full(len(eps), self._alpha), np.full(len(eps), self._sigma)
         return _core.signal_from_output("v_prediction", output, eps, alpha, sigma, 0.0)
 
-    def __call__(self, noise: Any, t: Any = None, class_labels: Any = None) -> Images:
+    def __call__(
+        self, noise: Any, t: Any = None, class_labels: Any = None, guidance_scale: Any = None
+    ) -> Images:
         """Return the signal y(noise, t), not clipped: at t_min the image, at t_max the first guess.
 
         noise: (N,C,H,W) float, finite. t: a number or (N,) within [t_min, t_max]; None: t_min.
-        class_labels: an integer or (N,) for a class-conditional student, else None. Returns
-        (N,C,H,W) float32. Raises TypeError or ValueError before computing.
+        class_labels: an integer or (N,) for a class-conditional student, else None. guidance_scale:
+        a number or (N,) within the range it was trained for; None: the default. Returns (N,C,H,W)
+        float32. Raises TypeError or ValueError before computing.
         """
         eps = self.model.check_sample("noise", noise)
         times = self._check_times(t, len(eps))
         labels = self.model.check_labels("class_labels", class_labels, len(eps))
-        return self.signal(eps, times, labels)
+        return self.signal(eps, times, labels, self.check_scales(guidance_scale, len(eps)))
+
+    def check_scales(self, guidance_scale: Any, count: int) -> Float64:
+        """Return guidance scales as (count,), each within the range the student was trained for.
+
+        guidance_scale: a number or (count,); None: the default. Raises TypeError or ValueError.
+        """
+        scale = self.info.guidance_scale if guidance_scale is None else guidance_scale
+        scales = check_timesteps("guidance_scale", scale, count)
+        lo, hi = self.info.scale_range
+        if scales.min() < lo or scales.max() > hi:
+            wrong = scales.min() if scales.min() < lo else scales.max()
+            if self.info.takes_scale:
+                raise ValueError(
+                    f"guidance_scale must be in [{lo:g}, {hi:g}], the range that this student was "
+                    f"trained for, got {wrong:g}"
+                )
+            raise ValueError(
+                f"guidance_scale must be {lo:g}, which is built into this student, got {wrong:g}; "
+                "distil with guidance_scale_max to choose it when sampling"
+            )
+        return scales
 
     def _check_times(self, t: Any, count: int) -> Float64:
         t = self.info.t_min if t is None else t
@@ -178,18 +175,29 @@ class Student:
         return self.model.config.num_classes
 
     def sample(
-        self, n: int | None = None, *, class_labels: Any = None, seed: int = 0, noise: Any = None
+        self,
+        n: int | None = None,
+        *,
+        class_labels: Any = None,
+        guidance_scale: Any = None,
+        seed: int = 0,
+        noise: Any = None,
     ) -> Images:
         """Generate images with one network call.
 
         n: number of images, may be left out with `noise`. class_labels: an integer or (n,); None:
         0, 1, 2, ... in turn (without the null label if the student was distilled with guidance).
+        guidance_scale: a number or (n,) within the range it was trained for; None: the default.
         seed: image i gets the same noise in any batch, and the same as the teacher's. noise:
         (n,C,H,W) instead of a seed. Returns (n,C,H,W) float32 in [-1, 1]. Raises TypeError or
         ValueError before computing.
         """
         eps, labels = self.inputs(n, class_labels=class_labels, seed=seed, noise=noise)
-        images = self.signal(eps, np.full(len(eps), self.info.t_min), labels)
+        w = self.check_scales(guidance_scale, len(eps))
+        return self.clipped(self.signal(eps, np.full(len(eps), self.info.t_min), labels, w))
+
+    def clipped(self, images: Images) -> Images:
+        """Clip images in place to the range of the student's, and return them."""
         limit = min(1.0, self.info.clip_sample_range) if self.info.clip_sample else 1.0
         np.clip(images, -limit, limit, out=images)
         return images
@@ -202,27 +210,47 @@ class Student:
 
     # ---------------------------------------------------------------------------------- folders
 
+    def with_guidance(self, guidance_scale: float) -> Student:
+        """Return a copy that has one guidance scale built in: the same images, no embedding of it.
+
+        guidance_scale: within the range that this student was trained for, ValueError otherwise.
+        """
+        scale = float(self.check_scales(check_float("guidance_scale", guidance_scale), 1)[0])
+        info = dataclasses.replace(
+            self.info, guidance_scale=scale, guidance_scale_min=None, guidance_scale_max=None
+        )
+        tensors = {name: a.copy() for name, a in self.model.parameters.items()}
+        if self.model.guidance_embedding:
+            tensors[f"{TARGET_EMBEDDING}.linear_2.bias"] += guidance_vector(self, tensors, scale)
+            tensors = {n: a for n, a in tensors.items() if not n.startswith(GUIDANCE_EMBEDDING)}
+        highest = self.model.max_timestep
+        model = Network(self.model.config, target_embedding=True, max_timestep=highest)
+        model.load(tensors)
+        return Student(model, self.scheduler, info)
+
     def save_pretrained(
         self,
         folder: str | os.PathLike[str],
         *,
+        guidance_scale: float | None = None,
         overwrite: bool = False,
         dtype: str = "float32",
     ) -> None:
         """Write a diffusers pipeline folder whose one DDIM step is this student.
 
         The embedding of t_min is constant, so it is baked into the time embedding's last bias.
-        What diffusers has no place for lies beside: `boot.json` and `boot.safetensors`. overwrite:
-        the folder may hold files already (its student is replaced). dtype: "float32" or "float16".
-        Raises FileExistsError, NotADirectoryError, PermissionError or another OSError, with what
-        was there untouched.
+        What diffusers has no place for lies beside: `boot.json` and `boot.safetensors`.
+        guidance_scale: write the student `with_guidance` of that scale; None: diffusers gets the
+        default scale, and boot loads the range again. overwrite: the folder may hold files already
+        (its student is replaced). dtype: "float32" or "float16". Raises FileExistsError,
+        NotADirectoryError, PermissionError or another OSError, with what was there untouched.
         """
         path = check_path("folder", folder)
-        model = self.model
-        own = {name: a for name, a in model.parameters.items() if name.startswith(TARGET_EMBEDDING)}
-        tensors = {name: a for name, a in model.parameters.items() if name not in own}
-        own[BAKED] = tensors[BAKED]
-        tensors[BAKED] = self._baked_bias(own)
+        if guidance_scale is not None:
+            chosen = self.with_guidance(guidance_scale)
+            chosen.save_pretrained(path, overwrite=overwrite, dtype=dtype)
+            return
+        tensors, own = split_tensors(self)
         card = model_card(self, path.resolve().name)
         info = {
             "format_version": FORMAT_VERSION,
@@ -231,8 +259,8 @@ class Student:
         }
         save_pipeline(
             path,
-            model.config,
-            self._scheduler_to_export(),
+            self.model.config,
+            scheduler_to_export(self),
             tensors,
             extra_files={INFO_FILE: to_json(info), "README.md": card},
             extra_tensors={TENSORS_FILE: own},
@@ -255,89 +283,19 @@ class Student:
             )
         values = read_json_object(root / INFO_FILE)
         info = StudentInfo.from_dict(values, str(root / INFO_FILE))
-        scheduler = _scheduler_of(values, str(root / INFO_FILE))
+        scheduler = scheduler_of(values, str(root / INFO_FILE))
         loaded = load_pipeline(root)
         own = load_tensors(root / TENSORS_FILE)
         highest = float(scheduler.num_train_timesteps - 1)
-        model = Network(loaded.unet, target_embedding=True, max_timestep=highest)
-        _check_own(own, model, str(root / TENSORS_FILE))
+        model = Network(
+            loaded.unet,
+            target_embedding=True,
+            guidance_embedding=info.takes_scale,
+            max_timestep=highest,
+        )
+        check_own(own, model, str(root / TENSORS_FILE))
         model.load({**loaded.tensors, **own})
         model.core.keep_packed(True)  # it will be sampled, not trained
         student = cls(model, scheduler, info)
-        student._check_unbaked(loaded, own, str(root))
+        check_unbaked(student, loaded.tensors[BAKED], own, str(root))
         return student
-
-    def _check_unbaked(self, loaded: LoadedPipeline, own: dict[str, Any], where: str) -> None:
-        """Refuse a folder whose two weight files do not belong together."""
-        baked, expected = loaded.tensors[BAKED], self._baked_bias(own)
-        if not np.allclose(baked, expected, rtol=1e-2, atol=1e-2):
-            raise FormatError(
-                f"{where}: {TENSORS_FILE} does not belong to the weights beside it (the baked "
-                f"{BAKED} differs by up to {np.abs(baked - expected).max():.3g})"
-            )
-
-    def _baked_bias(self, own: dict[str, NDArray[np.float32]]) -> NDArray[np.float32]:
-        """Return linear_2.bias + target embedding of t_min: what the network adds for that t."""
-        weight_1, bias_1, weight_2, bias_2 = (
-            own[f"{TARGET_EMBEDDING}.{part}"].astype(np.float64)
-            for part in ("linear_1.weight", "linear_1.bias", "linear_2.weight", "linear_2.bias")
-        )
-        hidden = weight_1 @ self._time_features(self.info.t_min) + bias_1
-        hidden = hidden / (1.0 + np.exp(-hidden))  # SiLU
-        baked: NDArray[np.float32] = (own[BAKED] + weight_2 @ hidden + bias_2).astype(np.float32)
-        return baked
-
-    def _time_features(self, t: float) -> NDArray[np.float64]:
-        """Return the features of a time that go into the embedding's first layer: (C0,)."""
-        config, index = self.model.config, float(self.schedule.index(t))
-        if config.time_embedding_type == "learned":
-            table = self.model.parameters["time_proj.weight"]
-            row: NDArray[np.float64] = table[int(index)].astype(np.float64)
-            return row
-        attrs = {
-            "dim": config.block_out_channels[0],
-            "flip_sin_to_cos": float(config.flip_sin_to_cos),
-            "freq_shift": config.freq_shift,
-        }
-        features = _core.op_forward("timestep_embedding", {"t": np.array([index])}, attrs)
-        return features.reshape(-1).astype(np.float64)
-
-    def _scheduler_to_export(self) -> dict[str, Any]:
-        """Return the scheduler config with which one DDIM step is alpha_T x - sigma_T F."""
-        values = self.scheduler.to_dict()
-        if values["beta_schedule"] == "sigmoid":  # known to DDPMScheduler only: write the table
-            plain = dataclasses.replace(self.scheduler, rescale_betas_zero_snr=False)
-            abar = np.concatenate([[1.0], Schedule.from_config(plain).alphas_cumprod])
-            values["beta_schedule"] = "linear"
-            values["trained_betas"] = list(1.0 - abar[1:] / abar[:-1])
-        return {
-            **values,
-            "_class_name": "DDIMScheduler",
-            "prediction_type": "v_prediction",
-            "timestep_spacing": "leading",
-            "steps_offset": int(self._index),
-            "set_alpha_to_one": True,
-            "clip_sample": self.info.clip_sample,
-            "clip_sample_range": self.info.clip_sample_range,
-            "thresholding": False,
-        }
-
-
-def _scheduler_of(values: dict[str, Any], where: str) -> SchedulerConfig:
-    scheduler = values.get("scheduler")
-    if not isinstance(scheduler, dict):
-        raise FormatError(f"{where}: scheduler must be an object, got {scheduler!r}")
-    try:
-        return SchedulerConfig(**scheduler)
-    except (TypeError, ValueError) as problem:
-        raise FormatError(f"{where}: scheduler: {problem}") from None
-
-
-def _check_own(own: dict[str, NDArray[np.float32]], model: Network, where: str) -> None:
-    """Require exactly the tensors that the diffusers weights lack, finite."""
-    wanted = {BAKED, *(name for name in model.parameters if name.startswith(TARGET_EMBEDDING))}
-    if set(own) != wanted:
-        raise FormatError(f"{where} must hold {listed(sorted(wanted))}; got {listed(sorted(own))}")
-    broken = [name for name, array in own.items() if not np.isfinite(array).all()]
-    if broken:
-        raise FormatError(f"{where}: NaN or infinite numbers in {listed(broken)}")

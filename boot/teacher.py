@@ -85,11 +85,14 @@ class Teacher:
 
     # ---------------------------------------------------------------------------------- signal
 
-    def guidance(self, scale: float, null_class_label: int | None = None) -> Guidance:
+    def guidance(
+        self, scale: float, null_class_label: int | None = None, *, varies: bool = False
+    ) -> Guidance:
         """Check a guidance scale (>= 0) and a null label against this teacher.
 
         null_class_label: label of condition n; None: the last row of the class embedding (the DiT
-        convention). Raises ValueError if the teacher is not class-conditional and scale is not 1.
+        convention). varies: see `Guidance`. Raises ValueError if the teacher is not
+        class-conditional and scale is not 1.
         """
         scale = check_float("guidance_scale", scale, 0, 100)
         if self.num_classes is None:
@@ -103,7 +106,7 @@ class Teacher:
             return Guidance()
         last = self.num_classes - 1
         label = last if null_class_label is None else null_class_label
-        return Guidance(scale, check_int("null_class_label", label, 0, last))
+        return Guidance(scale, check_int("null_class_label", label, 0, last), varies)
 
     def check_can_sample(self) -> None:
         """Raise UnsupportedModel if the network does not fit the variance-preserving process."""
@@ -120,13 +123,15 @@ class Teacher:
         labels: Any = None,
         guidance: Guidance = Guidance(),  # noqa: B008 - frozen
         clip: Clip | None = None,
+        w: Float64 | None = None,
     ) -> Images:
         """Return f(x_t, t), the guided and clipped prediction of the image.
 
         x: (N,C,H,W) float32; t: (N,) times in (0, 1]; labels: (N,) int64 or None. Unchecked: for
-        loops whose inputs are right by construction. clip: None for the teacher's own.
+        loops whose inputs are right by construction. clip: None for the teacher's own. w: (N,)
+        guidance scales; None: the one of `guidance`.
         """
-        output = guided_output(self.model, x, self.schedule.index(t), labels, guidance)
+        output = guided_output(self.model, x, self.schedule.index(t), labels, guidance, w)
         alpha, sigma = self.schedule.alpha_sigma(t)
         return (clip or self.clip).signal(self.scheduler.prediction_type, output, x, alpha, sigma)
 

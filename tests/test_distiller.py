@@ -33,7 +33,7 @@ def reference_step(distiller):
     """Section 1 of the design in float64 NumPy, from network calls alone: losses and gradient."""
     config, teacher = distiller.config, distiller.teacher
     student = distiller._training
-    eps, labels, t = distiller._draw()
+    eps, labels, t, w = distiller._draw()
     table = np.concatenate([[0.0], np.log(teacher.schedule.alphas_cumprod)])
 
     def alpha_sigma(t):
@@ -44,7 +44,8 @@ def reference_step(distiller):
 
     def y(t):
         index = 1000 * config.t_max - 1
-        output = student.model(eps, index, labels, target_timestep=1000 * t - 1)
+        times = 1000 * t - 1
+        output = student.model(eps, index, labels, target_timestep=times, guidance_scale=w)
         return alpha_end * eps - sigma_end * output
 
     def f(x, t):
@@ -52,7 +53,8 @@ def reference_step(distiller):
         output = teacher.model(x, 1000 * t - 1, labels).astype(np.float64)
         if labels is not None and config.guidance_scale != 1:
             null = teacher.model(x, 1000 * t - 1, config.null_class_label).astype(np.float64)
-            output = null + config.guidance_scale * (output - null)
+            scale = config.guidance_scale if w is None else per_image(w)
+            output = null + scale * (output - null)
         alpha, sigma = alpha_sigma(t)
         kind = teacher.scheduler.prediction_type
         image = (x - sigma * output) / alpha if kind == "epsilon" else alpha * x - sigma * output
@@ -90,6 +92,7 @@ def reference_step(distiller):
         {},
         {"guidance_scale": 1.0, "loss_weight": "inverse_c"},
         {"guidance_scale": 3.0, "loss_weight": "uniform", "boundary_weight": 0.5},
+        {"guidance_scale_min": 0.5, "guidance_scale_max": 6.0},
         {"config": PLAIN, "delta": 0.2, "c_floor": 0.5, "boundary_fraction": 1.0},
         {"prediction_type": "v_prediction", "t_max": 0.95, "t_min": 0.05},
     ],

@@ -34,7 +34,8 @@ LAYERS = [
     diffusers_io schedule guidance flags
     signal_ode inputs images
     samplers
-    teacher model_card
+    teacher model_card student_info
+    export
     student resolve checkpoint callbacks
     resume steps
     fit evaluation describe

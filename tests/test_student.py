@@ -21,6 +21,7 @@ from boot.student import Student, StudentInfo
 from boot.teacher import Teacher
 
 INFO = StudentInfo(t_max=0.8, t_min=0.001, guidance_scale=1.5, null_class_label=2)
+RANGED = dataclasses.replace(INFO, guidance_scale_min=1.0, guidance_scale_max=4.0)
 T_MAX_INDEX = 799
 
 
@@ -31,7 +32,7 @@ def make_student(config=CONFIG, info=INFO, **scheduler):
     student = Student.from_teacher(make_teacher(config, **scheduler), info)
     rng = np.random.default_rng(9)
     for name, view in student.model.parameters.items():
-        if name.startswith("boot_target_embedding"):
+        if name.startswith("boot_"):
             view += 0.3 * rng.standard_normal(view.shape).astype(np.float32)
     student.model.weights_changed()
     return student
@@ -90,6 +91,7 @@ def test_sample_is_one_call_at_t_min_clipped():
 
 CASES = {
     "conditional": {"config": CONFIG},
+    "scales": {"config": CONFIG, "info": RANGED},
     "unconditional": {"config": PLAIN},
     "cosine": {"config": PLAIN, "beta_schedule": "squaredcos_cap_v2", "prediction_type": "sample"},
     "zero_snr": {
@@ -117,6 +119,7 @@ def case(name):
     options = dict(CASES[name])
     config = options.pop("config")
     info = INFO if config is CONFIG else StudentInfo(t_max=0.8, t_min=0.001)
+    info = options.pop("info", info)
     if name == "trained":
         info = dataclasses.replace(info, t_min=0.1)
     clip = options.get("clip_sample", True), options.get("clip_sample_range", 1.0)
@@ -366,7 +369,7 @@ def run_by_diffusers(tmp_path_factory):
 @pytest.mark.parametrize("name", CASES)
 def test_diffusers_runs_the_exported_student_as_the_same_function(run_by_diffusers, name):
     found, expected = run_by_diffusers[name]
-    assert ("pipeline" in found) == (name != "conditional")
+    assert ("pipeline" in found) == (name not in ("conditional", "scales"))
     for images in found.values():
         np.testing.assert_allclose(images, expected, atol=1e-4)
 

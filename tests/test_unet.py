@@ -250,6 +250,37 @@ def test_target_embedding_takes_the_place_of_the_time_embedding(name):
     np.testing.assert_array_equal(found[f"{TIME}.{PARTS[3]}"], found[f"{TARGET}.{PARTS[3]}"])
 
 
+GUIDANCE = "boot_guidance_embedding"
+
+
+@pytest.mark.parametrize("name", ["defaults", "class_timestep", "three_levels"])
+def test_guidance_embedding_takes_the_place_of_the_time_embedding(name):
+    """Both have the same sinusoids here, so diffusers' numbers are those of the guidance input."""
+    golden = load(name)
+    weights = without_time(golden.weights)
+    weights |= {f"{GUIDANCE}.{part}": golden.weights[f"{TIME}.{part}"] for part in PARTS}
+    network = build(golden.config, weights, guidance_embedding=True)
+    call = (golden.sample, golden.timesteps[::-1].copy(), golden.labels, None, golden.timesteps)
+    network.forward(*call, train=True)
+    network.backward(golden.doutput)
+    assert_outputs_agree(network.forward(*call), golden.output)
+    renamed = {key.replace(TIME, GUIDANCE): value for key, value in golden.grads.items()}
+    found = gradients(network)
+    assert_gradients_agree({key: found[key] for key in renamed}, renamed)
+
+
+def test_guidance_is_for_networks_that_embed_it():
+    golden = load("defaults")
+    call = (golden.sample, golden.timesteps, golden.labels, None)
+    with pytest.raises(ValueError, match="guidance given to a network without guidance embedding"):
+        build(golden.config, golden.weights).forward(*call, golden.timesteps)
+    embeds = _core.UNet2D(model_config(golden.config).to_core(), guidance_embedding=True)
+    with pytest.raises(ValueError, match="guidance missing: this network has a guidance"):
+        embeds.forward(*call)
+    with pytest.raises(ValueError, match="guidance: expected shape"):
+        embeds.forward(*call, golden.timesteps[:1])
+
+
 # ------------------------------------------------------------------------------------ plans
 
 

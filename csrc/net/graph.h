@@ -41,7 +41,7 @@ typedef struct {
     boot_status status; /* first failure; later calls do nothing and return -1 */
 } boot_graph;
 
-enum { BOOT_NUM_SLOTS = 4 }; /* sample, timesteps, class labels, target timesteps */
+enum { BOOT_NUM_SLOTS = 5 }; /* sample, timesteps, class labels, target timesteps, guidance */
 
 void boot_graph_init(boot_graph *graph, boot_params *params, bool training);
 void boot_graph_close(boot_graph *graph);

@@ -169,12 +169,12 @@ boot_status boot_network_forward(boot_network *network, const boot_network_input
         boot_network_plan(network, input->n, input->height, input->width, input->training, &plan));
     BOOT_TRY(boot_arena_reserve(network->arena, plan->arena_floats + plan->scratch_floats));
     network->arena->epoch++;
-    network->run =
-        (boot_run){.inputs = {input->sample, input->timesteps, input->labels, input->targets},
-                   .weights = network->weights,
-                   .grads = grads,
-                   .arena = network->arena->data,
-                   .packs = network->keep_packed ? &network->packs : NULL};
+    network->run = (boot_run){
+        .inputs = {input->sample, input->timesteps, input->labels, input->targets, input->guidance},
+        .weights = network->weights,
+        .grads = grads,
+        .arena = network->arena->data,
+        .packs = network->keep_packed ? &network->packs : NULL};
     BOOT_TRY(boot_plan_forward(plan, &network->run));
     const boot_tensor *shape = &plan->graph.values[plan->output].shape;
     memcpy(output, boot_plan_output(plan, &network->run), boot_count(shape) * sizeof(float));
@@ -204,7 +204,7 @@ static boot_status profile_runs(boot_network *network, const boot_plan *plan, fl
     BOOT_TRY(boot_arena_reserve(network->arena, plan->arena_floats + plan->scratch_floats));
     network->arena->epoch++;
     for (int r = 0; r <= repeats; r++) {
-        network->run = (boot_run){.inputs = {ones, ones, ones, ones},
+        network->run = (boot_run){.inputs = {ones, ones, ones, ones, ones},
                                   .weights = network->weights,
                                   .grads = grads,
                                   .arena = network->arena->data,

@@ -19,11 +19,11 @@ boot_status boot_network_grads(boot_network *network,
                                float **grads); /* same layout, allocated on first use */
 
 /* sample: (n, in, h, w); timesteps: (n); labels: (n) whole numbers or (n, T), NULL without class
-   embedding; targets: (n), NULL without target embedding; output: (n, out, h, w). training: keep
-   what backward needs. */
+   embedding; targets: (n), NULL without target embedding; guidance: (n), NULL without guidance
+   embedding; output: (n, out, h, w). training: keep what backward needs. */
 typedef struct {
     int64_t n, height, width;
-    const float *sample, *timesteps, *labels, *targets;
+    const float *sample, *timesteps, *labels, *targets, *guidance;
     bool training;
 } boot_network_input;
 

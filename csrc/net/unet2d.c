@@ -140,6 +140,13 @@ static int time_features(builder *b, int t, bool trains) {
     return binary(b, &boot_op_embedding, t, w, "time_proj", 0);
 }
 
+/* Features of a guidance scale's position: sinusoids for every kind of network. */
+static int guidance_features(builder *b, int position) {
+    return boot_graph_node(b->graph, &boot_op_timestep_embedding, "guidance_proj",
+                           (int[]){position, -1, -1, -1, -1},
+                           (double[BOOT_MAX_ATTRS]){(double)b->config->channels[0], true, 0});
+}
+
 /* TimestepEmbedding: linear_2(SiLU(linear_1(v))). */
 static int time_mlp(builder *b, int v, const char *prefix) {
     WITH_KEY(linear_1, prefix, "linear_1");
@@ -170,6 +177,11 @@ static int embeddings(builder *b, int t) {
         const int target = boot_graph_input(b->graph, 3, boot_shape(b->n, 1, 1, 1));
         const int extra = time_mlp(b, time_features(b, target, false), "boot_target_embedding");
         emb = binary(b, &boot_op_add, emb, extra, "boot_target_embedding", 1);
+    }
+    if (c->guidance_embedding) {
+        const int position = boot_graph_input(b->graph, 4, boot_shape(b->n, 1, 1, 1));
+        const int extra = time_mlp(b, guidance_features(b, position), "boot_guidance_embedding");
+        emb = binary(b, &boot_op_add, emb, extra, "boot_guidance_embedding", 1);
     }
     return unary(b, &boot_op_activation, emb, "time_embedding", c->act);
 }

@@ -40,12 +40,13 @@ typedef struct {
     bool scale_shift; /* resnet_time_scale_shift */
     boot_class_kind class_embedding;
     int64_t num_class_embeds;
-    bool target_embedding; /* boot's own second time embedding, for the student's target time */
+    bool target_embedding;   /* boot's own second time embedding, for the student's target time */
+    bool guidance_embedding; /* and one of the guidance scale, for students of a range of them */
 } boot_unet2d_config;
 
 /* Adds the network for n images of height x width; returns the output's value (N, out_channels, H,
    W). Input slots: 0 sample (N, in, H, W), 1 timesteps (N), 2 class labels (N) or (N, T), 3 target
-   timesteps (N). */
+   timesteps (N), 4 positions of the guidance scales (N). */
 int boot_unet2d_build(boot_graph *graph, const boot_unet2d_config *config, int64_t n,
                       int64_t height, int64_t width);
 

@@ -14,15 +14,16 @@ typedef struct {
 /* Life cycle. */
 
 static PyObject *unet_new(PyTypeObject *type, PyObject *args, PyObject *kwargs) {
-    static char *keys[] = {"config", "target_embedding", NULL};
+    static char *keys[] = {"config", "target_embedding", "guidance_embedding", NULL};
     PyObject *config;
-    int target = 0;
+    int target = 0, guidance = 0;
     boot_unet2d_config c = {0};
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O!|p:UNet2D", keys, &PyDict_Type, &config,
-                                     &target) ||
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O!|pp:UNet2D", keys, &PyDict_Type, &config,
+                                     &target, &guidance) ||
         boot_py_read_config(config, &c))
         return NULL;
     c.target_embedding = target;
+    c.guidance_embedding = guidance;
     UNet2D *self = (UNet2D *)type->tp_alloc(type, 0);
     if (!self) return NULL;
     boot_status status;
@@ -115,7 +116,17 @@ static int check_vector(PyArrayObject *a, const char *name, npy_intp n, npy_intp
     return -1;
 }
 
-/* arrays: sample, timesteps, labels, targets; NULL where absent. */
+/* An input that exactly the networks with a certain embedding have. */
+static int check_presence(PyArrayObject *a, bool wanted, const char *name, const char *embedding) {
+    if (!a == !wanted) return 0;
+    PyErr_Format(PyExc_ValueError,
+                 wanted ? "%s missing: this network has a %s embedding"
+                        : "%s given to a network without %s embedding",
+                 name, embedding);
+    return -1;
+}
+
+/* arrays: sample, timesteps, labels, targets, guidance; NULL where absent. */
 static int check_input(const boot_unet2d_config *c, PyArrayObject **arrays,
                        boot_network_input *input) {
     const npy_intp n = PyArray_DIM(arrays[0], 0);
@@ -126,28 +137,21 @@ static int check_input(const boot_unet2d_config *c, PyArrayObject **arrays,
                      PyArray_DIM(arrays[0], 3), (long long)c->in_channels);
         return -1;
     }
-    if (!arrays[2] != (c->class_embedding == BOOT_CLASS_NONE)) {
-        PyErr_SetString(PyExc_ValueError,
-                        arrays[2] ? "class_labels given to a network without class embedding"
-                                  : "class_labels missing: this network is class-conditional");
-        return -1;
-    }
-    if (!arrays[3] != !c->target_embedding) {
-        PyErr_SetString(PyExc_ValueError,
-                        arrays[3] ? "target_timesteps given to a network without target embedding"
-                                  : "target_timesteps missing: this network is a student");
-        return -1;
-    }
     const npy_intp width = c->class_embedding == BOOT_CLASS_IDENTITY ? c->time_embedding_dim : 1;
-    if (check_vector(arrays[1], "timesteps", n, 1) ||
+    if (check_presence(arrays[2], c->class_embedding != BOOT_CLASS_NONE, "class_labels", "class") ||
+        check_presence(arrays[3], c->target_embedding, "target_timesteps", "target") ||
+        check_presence(arrays[4], c->guidance_embedding, "guidance", "guidance") ||
+        check_vector(arrays[1], "timesteps", n, 1) ||
         (arrays[2] && check_vector(arrays[2], "class_labels", n, width)) ||
-        (arrays[3] && check_vector(arrays[3], "target_timesteps", n, 1)))
+        (arrays[3] && check_vector(arrays[3], "target_timesteps", n, 1)) ||
+        (arrays[4] && check_vector(arrays[4], "guidance", n, 1)))
         return -1;
     input->n = n, input->height = PyArray_DIM(arrays[0], 2),
     input->width = PyArray_DIM(arrays[0], 3);
     input->sample = boot_py_data(arrays[0]), input->timesteps = boot_py_data(arrays[1]);
     input->labels = arrays[2] ? boot_py_data(arrays[2]) : NULL;
     input->targets = arrays[3] ? boot_py_data(arrays[3]) : NULL;
+    input->guidance = arrays[4] ? boot_py_data(arrays[4]) : NULL;
     return 0;
 }
 
@@ -160,8 +164,8 @@ static PyObject *run_forward(UNet2D *self, PyArrayObject **arrays, boot_network_
         return NULL;
     }
     if (input->training) { /* backward reads these arrays again */
-        PyObject *kept = PyTuple_New(4);
-        for (int i = 0; kept && i < 4; i++)
+        PyObject *kept = PyTuple_New(BOOT_NUM_SLOTS);
+        for (int i = 0; kept && i < BOOT_NUM_SLOTS; i++)
             PyTuple_SET_ITEM(kept, i, Py_NewRef(arrays[i] ? (PyObject *)arrays[i] : Py_None));
         Py_XSETREF(self->kept, kept);
     }
@@ -176,23 +180,23 @@ static PyObject *run_forward(UNet2D *self, PyArrayObject **arrays, boot_network_
 }
 
 static PyObject *unet_forward(PyObject *object, PyObject *args, PyObject *kwargs) {
-    static char *keys[] = {"sample",           "timesteps", "class_labels",
-                           "target_timesteps", "train",     NULL};
+    static char *keys[] = {"sample", "timesteps", "class_labels", "target_timesteps", "guidance",
+                           "train",  NULL};
     UNet2D *self = (UNet2D *)object;
-    PyObject *given[4] = {NULL, NULL, Py_None, Py_None}, *out = NULL;
-    PyArrayObject *arrays[4] = {NULL};
+    PyObject *given[BOOT_NUM_SLOTS] = {NULL, NULL, Py_None, Py_None, Py_None}, *out = NULL;
+    PyArrayObject *arrays[BOOT_NUM_SLOTS] = {NULL};
     boot_network_input input = {0};
     int train = 0;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OO|OOp:forward", keys, &given[0], &given[1],
-                                     &given[2], &given[3], &train))
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OO|OOOp:forward", keys, &given[0], &given[1],
+                                     &given[2], &given[3], &given[4], &train))
         return NULL;
     input.training = train;
     arrays[0] = boot_py_floats(given[0], keys[0], 4);
-    for (int i = 1; i < 4 && !PyErr_Occurred(); i++)
+    for (int i = 1; i < BOOT_NUM_SLOTS && !PyErr_Occurred(); i++)
         if (given[i] != Py_None || i == 1) arrays[i] = boot_py_numbers(given[i], keys[i]);
     if (!PyErr_Occurred() && !check_input(boot_network_config(self->network), arrays, &input))
         out = run_forward(self, arrays, &input);
-    for (int i = 0; i < 4; i++) Py_XDECREF(arrays[i]);
+    for (int i = 0; i < BOOT_NUM_SLOTS; i++) Py_XDECREF(arrays[i]);
     return out;
 }
 
@@ -355,8 +359,8 @@ static PyObject *unet_pin_kernels(PyObject *object, PyObject *arg) {
 
 static PyMethodDef unet_methods[] = {
     {"forward", (PyCFunction)(void (*)(void))unet_forward, METH_VARARGS | METH_KEYWORDS,
-     "forward(sample, timesteps, class_labels=None, target_timesteps=None, train=False) -> (N, "
-     "out, H, W) float32"},
+     "forward(sample, timesteps, class_labels=None, target_timesteps=None, guidance=None, "
+     "train=False) -> (N, out, H, W) float32"},
     {"backward", unet_backward, METH_O,
      "backward(doutput): fills grads for the last forward with train=True."},
     {"plan", unet_plan, METH_VARARGS,
@@ -385,7 +389,8 @@ static PyType_Slot unet_slots[] = {
     {Py_tp_dealloc, unet_dealloc},
     {Py_tp_methods, unet_methods},
     {Py_tp_getset, unet_getset},
-    {Py_tp_doc, "UNet2D(config, target_embedding=False): diffusers' UNet2DModel."},
+    {Py_tp_doc, "UNet2D(config, target_embedding=False, guidance_embedding=False): "
+                "diffusers' UNet2DModel."},
     {0, NULL}};
 
 PyType_Spec boot_unet2d_spec = {.name = "boot._core.UNet2D",

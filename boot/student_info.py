@@ -1,0 +1,88 @@
+"""What a student is beside its network: the content of `boot.json`, checked."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from boot.errors import FormatError, check_bool, check_float, check_int
+from boot.guidance import Guidance
+from boot.network import LARGEST_GUIDANCE_SCALE
+
+FORMAT_VERSION = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class StudentInfo:
+    """What a student is beside its network; stored as `boot.json` in its folder.
+
+    t_min, t_max: times of image and noise, on the schedule's grid. guidance_scale,
+    null_class_label: the guidance it was distilled with; a student of a range of scales has
+    guidance_scale_min and guidance_scale_max, and guidance_scale is what it takes if none is asked
+    for. teacher: name and SHA-256. training: settings and steps, as JSON-ready values.
+    """
+
+    t_max: float
+    t_min: float
+    clip_sample: bool = True
+    clip_sample_range: float = 1.0
+    guidance_scale: float = 1.0
+    null_class_label: int | None = None
+    guidance_scale_min: float | None = None
+    guidance_scale_max: float | None = None
+    teacher: dict[str, Any] = dataclasses.field(default_factory=dict)
+    training: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+    @property
+    def guidance(self) -> Guidance:
+        """The guidance that is built in (never applied again)."""
+        return Guidance(self.guidance_scale, self.null_class_label, varies=self.takes_scale)
+
+    @property
+    def takes_scale(self) -> bool:
+        """Whether the guidance scale is an input of the student, within a range."""
+        return self.guidance_scale_max is not None
+
+    @property
+    def scale_range(self) -> tuple[float, float]:
+        """Smallest and largest guidance scale it was trained for: equal if one is built in."""
+        if self.guidance_scale_min is None or self.guidance_scale_max is None:
+            return self.guidance_scale, self.guidance_scale
+        return self.guidance_scale_min, self.guidance_scale_max
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any], where: str) -> StudentInfo:
+        """Check the content of a `boot.json`; FormatError that starts with `where`."""
+        version = values.get("format_version")
+        if version != FORMAT_VERSION:
+            raise FormatError(
+                f"{where}: format_version must be {FORMAT_VERSION}, got {version!r}: the student "
+                "was saved by another version of boot"
+            )
+        known = {item.name: item for item in dataclasses.fields(cls)}
+        missing = [name for name in ("t_max", "t_min") if name not in values]
+        if missing:
+            raise FormatError(f"{where}: {missing[0]} is missing")
+        try:
+            info = cls(**{key: value for key, value in values.items() if key in known})
+            check_float("t_max", info.t_max, 0, 1, above=True)
+            check_float("t_min", info.t_min, 0, info.t_max, above=True, below=True)
+            _check_scales(info)
+            check_bool("clip_sample", info.clip_sample)
+            check_float("clip_sample_range", info.clip_sample_range, 0, above=True)
+            if info.null_class_label is not None:
+                check_int("null_class_label", info.null_class_label, 0)
+        except (TypeError, ValueError) as problem:
+            raise FormatError(f"{where}: {problem}") from None
+        return info
+
+
+def _check_scales(info: StudentInfo) -> None:
+    lo, hi = info.guidance_scale_min, info.guidance_scale_max
+    if (lo is None) != (hi is None):
+        raise ValueError("guidance_scale_min and guidance_scale_max must be given together")
+    if hi is not None:
+        check_float("guidance_scale_max", hi, 0, LARGEST_GUIDANCE_SCALE)
+        check_float("guidance_scale_min", lo, 0, hi)
+    limits = (0.0, LARGEST_GUIDANCE_SCALE) if hi is None else info.scale_range
+    check_float("guidance_scale", info.guidance_scale, *limits)
