@@ -113,6 +113,20 @@ class DistillConfig:
     null_class_label: int | None = setting(
         None, int, "label that means 'no class'; None: the last row of the class embedding", lo=0
     )
+    negative_class_label: int | None = setting(
+        None, int, "class to guide away from; None: from 'no class'", lo=0
+    )
+    guidance_rescale: float = setting(
+        0.0,
+        float,
+        "part phi by which the guided output gets the standard deviation of the unguided one back; "
+        "0: off",
+        lo=0,
+        hi=1,
+    )
+    guidance_t_min: float = setting(0.0, float, "guide only from this t up", lo=0, hi=1)
+    guidance_t_max: float = setting(1.0, float, "guide only up to this t", lo=0, hi=1)
+
     # ------------------------------------------------------------------------------ loss and target
 
     boundary_weight: float = setting(
@@ -168,6 +182,26 @@ class DistillConfig:
         lo=0,
         above=True,
     )
+    thresholding: bool | None = setting(
+        None,
+        bool,
+        "threshold the teacher's signal dynamically, image by image, instead of clipping; None: as "
+        "the teacher's scheduler config says",
+    )
+    dynamic_thresholding_ratio: float | None = setting(
+        None,
+        float,
+        "part of an image's numbers that dynamic thresholding leaves within its bound; None: as "
+        "the teacher's scheduler config says",
+        lo=0,
+        hi=1,
+    )
+    sample_max_value: float | None = setting(
+        None,
+        float,
+        "largest bound of dynamic thresholding; None: as the teacher's scheduler config says",
+        lo=1,
+    )
 
     # ------------------------------------------------------------------- randomness, threads, files
 
@@ -202,6 +236,9 @@ class DistillConfig:
             raise ConfigError(f"t_min must be < t_max = {self.t_max}, got {self.t_min}")
 
     def _check_guidance(self) -> None:
+        start, end = self.guidance_t_min, self.guidance_t_max
+        if start > end:
+            raise ConfigError(f"guidance_t_min must be <= guidance_t_max = {end}, got {start}")
         lo, hi, scale = self.guidance_scale_min, self.guidance_scale_max, self.guidance_scale
         if hi is None:
             return

@@ -14,6 +14,7 @@ from boot.config import SOLVERS, DistillConfig
 from boot.errors import FormatError, check_choice, check_float, check_int, check_path
 from boot.metrics import FeatureFunction, Statistics, measure, paired_rmse
 from boot.network import Images
+from boot.resolve import teaching_of
 from boot.schedule import Float64
 from boot.signal_ode import training_times, trajectory
 from boot.student import Student
@@ -38,7 +39,7 @@ def teacher_signals(
     """
     info = student.info
     times = training_times(teacher.schedule, info.t_max, info.t_min, delta)
-    guidance = teacher.guidance(info.guidance_scale, info.null_class_label)
+    guidance, clip = teaching_of(info, teacher)
     size = teacher.model.chunk_size(noise.shape[2], noise.shape[3])
     parts: list[list[Images]] = []
     for begin in range(0, len(noise), size):
@@ -46,7 +47,7 @@ def teacher_signals(
         chosen = None if labels is None else labels[rows]
 
         def signal(x: Images, t: Float64, chosen: Any = chosen) -> Images:
-            return teacher.signal(x, t, chosen, guidance)
+            return teacher.signal(x, t, chosen, guidance, clip)
 
         parts.append(trajectory(teacher.schedule, signal, noise[rows], times, solver))
     return times, [np.concatenate(images) for images in zip(*parts, strict=True)]

@@ -1,8 +1,19 @@
-"""Classifier-free guidance of the teacher, and the clip of its signal: the whole story in one file.
+"""How a teacher is guided and its signal kept in range: the whole story in one file.
 
-Guided signal: f = f(x, t, n) + w (f(x, t, c) - f(x, t, n)), where n is the label that means "no
-class" and w the guidance scale (1: off). Every prediction type is affine in the network's output,
-so guiding outputs is the same as guiding signals, and cheaper; the clip must come after it.
+In the order in which it happens, for a sample (x, t) of class c:
+
+1. Guidance (Ho and Salimans 2022): o = o(n) + w (o(c) - o(n)), where o is the network's output, n
+   the condition to get away from and w the guidance scale (1: off). n is the label that means "no
+   class", or a class of its own: the *negative class*, as a negative prompt is for text.
+2. Only where it helps (Kynkaanniemi et al. 2024): w counts as 1 outside an interval of t.
+3. Guidance rescale (Lin et al. 2023, section 3.4): guiding with a large w makes outputs too strong.
+   o <- phi o std(o(c)) / std(o) + (1 - phi) o, with the standard deviation of each image.
+4. The output becomes the signal f, which is clipped, or thresholded dynamically (Saharia et al.
+   2022): per image s = quantile(|f|, ratio) kept in [1, highest], f <- clip(f, -s, s) / s.
+
+Every prediction type is affine in the network's output, so guiding outputs is the same as guiding
+signals, and cheaper. Rescaling is not: it acts on the output, as diffusers' `rescale_noise_cfg`
+does. A student is taught all of it, and does none of it when it samples.
 """
 
 from __future__ import annotations
@@ -20,25 +31,32 @@ Float64 = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Guidance:
-    """What guides a teacher: the scale w and the label of condition n.
+    """What guides a teacher. `Teacher.guidance` makes one and checks it against the teacher.
 
-    scale: w >= 0; 1 is off, 0 is the unconditional model. null_label: a row of the class table, or
-    None for a model without classes (then scale is 1). varies: w comes with each sample, and
-    `scale` is only what stands in where none is given.
+    scale: w >= 0; 1 is off, 0 is the condition n alone. null_label: the row of the class table that
+    means "no class", or None for a model without classes (then scale is 1). varies: w comes with
+    each sample, and `scale` is only what stands in where none is given. negative_label: class to
+    get away from instead of "no class". rescale: phi in [0, 1]; 0 is off. t_low, t_high: guide only
+    where t_low <= t <= t_high.
     """
 
     scale: float = 1.0
     null_label: int | None = None
     varies: bool = False
+    negative_label: int | None = None
+    rescale: float = 0.0
+    t_low: float = 0.0
+    t_high: float = 1.0
 
     @property
     def active(self) -> bool:
         """Whether guiding changes anything; if not, one network call does."""
         return (self.varies or self.scale != 1.0) and self.null_label is not None
 
-    def scales(self, count: int, w: Float64 | None = None) -> Float64:
-        """Return the guidance scale of each of `count` samples: w (count,), or else `scale`."""
-        return np.full(count, self.scale) if w is None else w
+    def scales(self, t: Float64, w: Float64 | None = None) -> Float64:
+        """Return the scale of each sample: w (N,), or else `scale`, and 1 outside the interval."""
+        inside = (t >= self.t_low) & (t <= self.t_high)
+        return np.where(inside, self.scale if w is None else w, 1.0)
 
 
 def guided_output(
@@ -47,32 +65,45 @@ def guided_output(
     timesteps: NDArray[np.float64],
     labels: NDArray[np.int64] | None,
     guidance: Guidance,
-    w: Float64 | None = None,
+    scales: Float64 | None = None,
 ) -> Images:
-    """Return the network's guided output. x: (N,C,H,W); timesteps, labels, w: (N,).
+    """Return the network's guided output. x: (N,C,H,W); timesteps, labels, scales: (N,).
 
-    w: a scale for each sample; None: the one of `guidance`. The pair (with class, without class)
-    runs as one batch of 2N, unless no sample needs the second.
+    scales: from `Guidance.scales`; None: the guidance's own for every sample. The pair (condition
+    c, condition n) runs as one batch of 2N, unless no sample needs the second.
     """
-    scales = guidance.scales(len(x), w)
-    if not guidance.active or labels is None or (scales == 1.0).all():
+    count = len(x)
+    w = np.full(count, guidance.scale) if scales is None else scales
+    if not guidance.active or labels is None or (w == 1.0).all():
         return network.forward(x, timesteps, labels)
-    null = np.full_like(labels, guidance.null_label)
+    n = guidance.null_label if guidance.negative_label is None else guidance.negative_label
     both = network.forward(
         np.concatenate([x, x]),
         np.concatenate([timesteps, timesteps]),
-        np.concatenate([labels, null]),
+        np.concatenate([labels, np.full_like(labels, n)]),
     )
-    count = len(x)
-    return _core.guide(both[:count], both[count:], scales)
+    guided = _core.guide(both[:count], both[count:], w)
+    if guidance.rescale == 0.0:
+        return guided
+    return rescaled(guided, both[:count], guidance.rescale)
+
+
+def rescaled(guided: Images, conditional: Images, phi: float) -> Images:
+    """Return phi * guided * std(conditional) / std(guided) + (1 - phi) * guided, image by image."""
+    axes = (1, 2, 3)
+    own = guided.std(axes, dtype=np.float64, keepdims=True)
+    wanted = conditional.std(axes, dtype=np.float64, keepdims=True)
+    ratio = np.divide(wanted, own, out=np.ones_like(own), where=own > 0)
+    result: Images = guided * (phi * ratio + (1.0 - phi)).astype(np.float32)
+    return result
 
 
 @dataclass(frozen=True)
 class Clip:
     """How a signal is kept in the range of images, as a diffusers scheduler config says it.
 
-    limit: clip to [-limit, limit]; 0: no clip. thresholding: dynamic thresholding instead (Saharia
-    et al. 2022): per image s = quantile(|f|, ratio) kept in [1, highest], f = clip(f, -s, s) / s.
+    limit: clip to [-limit, limit]; 0: no clip. thresholding: dynamic thresholding instead, with
+    `ratio` in [0, 1] and `highest` >= 1.
     """
 
     limit: float = 0.0

@@ -5,12 +5,14 @@ from __future__ import annotations
 import dataclasses
 import logging
 from pathlib import Path
+from typing import Any
 
 from boot.config import AUTO_GUIDANCE_SCALE, DistillConfig, auto_learning_rate
 from boot.errors import ConfigError, UnsupportedModel, check_output_folder
 from boot.guidance import Clip, Float64, Guidance
 from boot.inputs import drawn_labels
 from boot.noise import Stream, uniform
+from boot.student_info import StudentInfo
 from boot.teacher import Teacher
 
 _log = logging.getLogger("boot")
@@ -59,7 +61,31 @@ def guidance_for(config: DistillConfig, teacher: Teacher) -> Guidance:
             "guide by"
         )
     scale = 1.0 if config.guidance_scale is None else config.guidance_scale
-    return teacher.guidance(scale, config.null_class_label, varies=varies)
+    return teacher.guidance(
+        scale,
+        config.null_class_label,
+        varies=varies,
+        negative_class_label=config.negative_class_label,
+        guidance_rescale=config.guidance_rescale,
+        guidance_t_min=config.guidance_t_min,
+        guidance_t_max=config.guidance_t_max,
+    )
+
+
+def teaching_of(info: StudentInfo, teacher: Teacher) -> tuple[Guidance, Clip]:
+    """Return how a student's teacher was guided and clipped while it taught the student."""
+    known = {option.name for option in DistillConfig.options()}
+    settings = info.training.get("config", {})
+    config = DistillConfig().replace(
+        **{name: value for name, value in settings.items() if name in known}
+        | {
+            "guidance_scale": info.guidance_scale,
+            "null_class_label": info.null_class_label,
+            "guidance_scale_min": info.scale_range[0] if info.takes_scale else 1.0,
+            "guidance_scale_max": info.guidance_scale_max,
+        }
+    )
+    return guidance_for(config, teacher), clip_for(config, teacher)
 
 
 def drawn_scales(config: DistillConfig, step: int) -> Float64 | None:
@@ -105,10 +131,16 @@ def _times(config: DistillConfig, teacher: Teacher) -> tuple[float, float]:
 
 
 def clip_for(config: DistillConfig, teacher: Teacher) -> Clip:
-    """Return the teacher's clip with the config's changes: clip_sample, clip_sample_range."""
+    """Return the teacher's clip with the config's changes; dynamic thresholding goes first."""
     clip = teacher.clip
+    changes: dict[str, Any] = {
+        "thresholding": config.thresholding,
+        "ratio": config.dynamic_thresholding_ratio,
+        "highest": config.sample_max_value,
+    }
+    clip = dataclasses.replace(clip, **{k: v for k, v in changes.items() if v is not None})
     if config.clip_sample is False:
-        return dataclasses.replace(clip, limit=0.0, thresholding=False)
+        return dataclasses.replace(clip, limit=0.0, thresholding=config.thresholding is True)
     if config.clip_sample is True or (config.clip_sample_range is not None and clip.limit > 0):
         limit = config.clip_sample_range or teacher.scheduler.clip_sample_range
         return dataclasses.replace(clip, limit=limit)

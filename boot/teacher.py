@@ -86,27 +86,46 @@ class Teacher:
     # ---------------------------------------------------------------------------------- signal
 
     def guidance(
-        self, scale: float, null_class_label: int | None = None, *, varies: bool = False
+        self,
+        scale: float,
+        null_class_label: int | None = None,
+        *,
+        varies: bool = False,
+        negative_class_label: int | None = None,
+        guidance_rescale: float = 0.0,
+        guidance_t_min: float = 0.0,
+        guidance_t_max: float = 1.0,
     ) -> Guidance:
-        """Check a guidance scale (>= 0) and a null label against this teacher.
+        """Check a guidance scale (>= 0) and what goes with it against this teacher.
 
-        null_class_label: label of condition n; None: the last row of the class embedding (the DiT
-        convention). varies: see `Guidance`. Raises ValueError if the teacher is not
-        class-conditional and scale is not 1.
+        null_class_label: the label that means "no class"; None: the last row of the class embedding
+        (the DiT convention). The others: see `Guidance`. Raises ValueError for values out of range,
+        or if the teacher is not class-conditional and anything but scale 1 is asked for.
         """
         scale = check_float("guidance_scale", scale, 0, 100)
+        rescale = check_float("guidance_rescale", guidance_rescale, 0, 1)
+        high = check_float("guidance_t_max", guidance_t_max, 0, 1)
+        low = check_float("guidance_t_min", guidance_t_min, 0, high)
         if self.num_classes is None:
             if scale != 1.0:
                 raise ValueError(
                     f"guidance_scale must be 1 for {self.name!r}, which has no class table to "
                     f"guide by, got {scale}"
                 )
-            if null_class_label is not None:
-                raise ValueError(f"null_class_label must be None: {self.name!r} has no class table")
+            given = {
+                "null_class_label": null_class_label,
+                "negative_class_label": negative_class_label,
+            }
+            for name, label in given.items():
+                if label is not None:
+                    raise ValueError(f"{name} must be None: {self.name!r} has no class table")
             return Guidance()
         last = self.num_classes - 1
         label = last if null_class_label is None else null_class_label
-        return Guidance(scale, check_int("null_class_label", label, 0, last), varies)
+        null_label = check_int("null_class_label", label, 0, last)
+        if negative_class_label is not None:
+            check_int("negative_class_label", negative_class_label, 0, last)
+        return Guidance(scale, null_label, varies, negative_class_label, rescale, low, high)
 
     def check_can_sample(self) -> None:
         """Raise UnsupportedModel if the network does not fit the variance-preserving process."""
@@ -131,7 +150,8 @@ class Teacher:
         loops whose inputs are right by construction. clip: None for the teacher's own. w: (N,)
         guidance scales; None: the one of `guidance`.
         """
-        output = guided_output(self.model, x, self.schedule.index(t), labels, guidance, w)
+        scales = guidance.scales(t, w)
+        output = guided_output(self.model, x, self.schedule.index(t), labels, guidance, scales)
         alpha, sigma = self.schedule.alpha_sigma(t)
         return (clip or self.clip).signal(self.scheduler.prediction_type, output, x, alpha, sigma)
 
@@ -149,6 +169,7 @@ class Teacher:
         noise: Any = None,
         sampler: str = "ddim",
         t_start: float = 1.0,
+        **guidance_options: Any,
     ) -> Images:
         """Generate images by integrating the teacher's ODE.
 
@@ -158,11 +179,12 @@ class Teacher:
         the same noise in any batch, and for a student. noise: (n,C,H,W) instead of a seed.
         sampler: "ddim" or "heun" (two network calls a step). t_start: where to start from pure
         noise; below 1 for a fair comparison with students, and for epsilon teachers in few steps.
-        Returns (n,C,H,W) float32 in [-1, 1]. Raises TypeError or ValueError before computing.
+        guidance_options: as in `guidance`, such as negative_class_label. Returns (n,C,H,W) float32
+        in [-1, 1]. Raises TypeError or ValueError before computing.
         """
         check_choice("sampler", sampler, tuple(SAMPLERS))
         t_start = check_float("t_start", t_start, 0, 1, above=True)
-        guidance = self.guidance(guidance_scale, null_class_label)
+        guidance = self.guidance(guidance_scale, null_class_label, **guidance_options)
         self.check_can_sample()
         steps = check_int("num_inference_steps", num_inference_steps, 1)
         available = round(t_start * self.schedule.num_train_timesteps)
