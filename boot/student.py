@@ -36,7 +36,7 @@ from boot.safetensors_io import load_tensors
 from boot.schedule import Float64, Schedule
 from boot.scheduler_config import SchedulerConfig
 from boot.student_info import FORMAT_VERSION, StudentInfo
-from boot.teacher import Teacher
+from boot.teacher import PACK_PARAMETERS, Teacher
 
 
 class Student:
@@ -77,6 +77,7 @@ class Student:
             max_timestep=teacher.model.max_timestep,
         )
         model.load(teacher.model.parameters)
+        model.core.keep_packed(model.num_parameters <= PACK_PARAMETERS)
         return cls(model, teacher.scheduler, info)
 
     def __repr__(self) -> str:

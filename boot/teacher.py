@@ -23,7 +23,7 @@ from boot.samplers import SAMPLERS
 from boot.schedule import Float64, Schedule
 from boot.scheduler_config import SchedulerConfig
 
-PACK_PARAMETERS = 8_000_000
+PACK_PARAMETERS = 8_000_000  # up to this size networks keep packed weights and run in shards
 
 
 class Teacher:
@@ -61,7 +61,7 @@ class Teacher:
         highest = float(loaded.scheduler.num_train_timesteps - 1)
         model = Network(loaded.unet, max_timestep=highest)
         model.load(loaded.tensors)
-        # Packed weights save a few percent and cost four times the memory: for small networks only.
+        # Packed weights cost four times the memory of the plain ones: for small networks only.
         model.core.keep_packed(model.num_parameters <= PACK_PARAMETERS)
         return cls(model, loaded.scheduler, name=loaded.folder.resolve().name)
 

@@ -58,7 +58,7 @@ boot_panel_fn boot_gemm_panel(int *nr) {
  */
 static void edge_panel(boot_panel_fn panel, int nr, int64_t M, int64_t cols, int64_t K,
                        const float *a, int64_t rsa, int64_t csa, const float *b, int64_t ldb,
-                       float *c, int64_t ldc, bool accumulate) {
+                       const float *bias, float *c, int64_t ldc, bool accumulate) {
     float bpad[KC * MAX_NR] __attribute__((aligned(64)));
     float cpad[MC * MAX_NR] __attribute__((aligned(64)));
     for (int64_t k = 0; k < K; k++) {
@@ -67,40 +67,48 @@ static void edge_panel(boot_panel_fn panel, int nr, int64_t M, int64_t cols, int
     }
     for (int64_t i = 0; i < M; i += MC) {
         const int64_t rows = M - i < MC ? M - i : MC;
-        panel(rows, K, a + i * rsa, rsa, csa, bpad, nr, cpad, nr, false);
+        panel(rows, K, a + i * rsa, rsa, csa, bpad, nr, NULL, cpad, nr, false);
         for (int64_t r = 0; r < rows; r++)
             for (int64_t j = 0; j < cols; j++) {
                 float *dst = c + (i + r) * ldc + j;
-                *dst = accumulate ? *dst + cpad[r * nr + j] : cpad[r * nr + j];
+                const float start = accumulate ? *dst : bias ? bias[j] : 0;
+                *dst = start + cpad[r * nr + j];
             }
     }
 }
 
 void boot_gemm(int64_t M, int64_t N, int64_t K, const float *a, int64_t rsa, int64_t csa,
-               const float *b, int64_t ldb, float *c, int64_t ldc, bool accumulate) {
+               const float *b, int64_t ldb, const float *bias, float *c, int64_t ldc,
+               bool accumulate) {
     int nr;
     const boot_panel_fn panel = boot_gemm_panel(&nr);
-    if (K == 0 && !accumulate)
-        for (int64_t i = 0; i < M; i++) memset(c + i * ldc, 0, N * sizeof(float));
+    for (int64_t i = 0; K == 0 && !accumulate && i < M; i++)
+        if (bias)
+            memcpy(c + i * ldc, bias, N * sizeof(float));
+        else
+            memset(c + i * ldc, 0, N * sizeof(float));
     for (int64_t k = 0; k < K; k += KC) {
         const int64_t kc = K - k < KC ? K - k : KC;
         const bool add = accumulate || k > 0;
         const float *ak = a + k * csa, *bk = b + k * ldb;
         for (int64_t j = 0; j < N; j += nr) {
             const int64_t cols = N - j < nr ? N - j : nr;
+            const float *start = bias ? bias + j : NULL;
             if (cols == nr)
-                panel(M, kc, ak, rsa, csa, bk + j, ldb, c + j, ldc, add);
+                panel(M, kc, ak, rsa, csa, bk + j, ldb, start, c + j, ldc, add);
             else
-                edge_panel(panel, nr, M, cols, kc, ak, rsa, csa, bk + j, ldb, c + j, ldc, add);
+                edge_panel(panel, nr, M, cols, kc, ak, rsa, csa, bk + j, ldb, start, c + j, ldc,
+                           add);
         }
     }
 }
 
 void boot_gemm_parallel(int64_t M, int64_t N, int64_t K, const float *a, int64_t rsa, int64_t csa,
-                        const float *b, int64_t ldb, float *c, int64_t ldc, bool accumulate) {
+                        const float *b, int64_t ldb, const float *bias, float *c, int64_t ldc,
+                        bool accumulate) {
     /* Below this many multiplications a fork and join costs more than it saves. */
     if (M * N * K < 65536 || omp_get_max_threads() == 1) {
-        boot_gemm(M, N, K, a, rsa, csa, b, ldb, c, ldc, accumulate);
+        boot_gemm(M, N, K, a, rsa, csa, b, ldb, bias, c, ldc, accumulate);
         return;
     }
     const int64_t bm = MC, bn = N <= 256 ? N : 256;
@@ -114,7 +122,7 @@ void boot_gemm_parallel(int64_t M, int64_t N, int64_t K, const float *a, int64_t
             const int64_t m = M - i * bm < bm ? M - i * bm : bm;
             const int64_t n = N - j * step < step ? N - j * step : step;
             boot_gemm(m, n, K, a + i * bm * rsa, rsa, csa, b + j * step, ldb,
-                      c + i * bm * ldc + j * step, ldc, accumulate);
+                      bias ? bias + j * step : NULL, c + i * bm * ldc + j * step, ldc, accumulate);
         }
 }
 

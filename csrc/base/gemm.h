@@ -5,22 +5,25 @@
 #include <stdbool.h>
 #include <stdint.h>
 
-/* C (M x N, row stride ldc) = A B, or += when `accumulate`. A(i,k) = a[i*rsa + k*csa], so a
-   transposed A is only a swap of strides; B(k,j) = b[k*ldb + j]. Runs on the calling thread,
-   allocates nothing. */
+/* C (M x N, row stride ldc) = A B + bias (N, or NULL), or += A B when `accumulate`. A(i,k) =
+   a[i*rsa + k*csa], so a transposed A is only a swap of strides; B(k,j) = b[k*ldb + j]. Runs on the
+   calling thread, allocates nothing. */
 void boot_gemm(int64_t M, int64_t N, int64_t K, const float *a, int64_t rsa, int64_t csa,
-               const float *b, int64_t ldb, float *c, int64_t ldc, bool accumulate);
+               const float *b, int64_t ldb, const float *bias, float *c, int64_t ldc,
+               bool accumulate);
 
-/* One panel of B: *nr columns with row stride ldb, C = or += A B for all M rows. For kernels that
- * pack B. */
+/* One panel of B: *nr columns with row stride ldb, C = A B + bias or += A B for all M rows. For
+ * kernels that pack B. */
 typedef void (*boot_panel_fn)(int64_t M, int64_t K, const float *a, int64_t rsa, int64_t csa,
-                              const float *b, int64_t ldb, float *c, int64_t ldc, bool accumulate);
+                              const float *b, int64_t ldb, const float *bias, float *c, int64_t ldc,
+                              bool accumulate);
 boot_panel_fn boot_gemm_panel(int *nr);
 
 /* The same as boot_gemm, split over the OpenMP threads by rows and columns of C (never over K: the
    same bits for any number of threads). */
 void boot_gemm_parallel(int64_t M, int64_t N, int64_t K, const float *a, int64_t rsa, int64_t csa,
-                        const float *b, int64_t ldb, float *c, int64_t ldc, bool accumulate);
+                        const float *b, int64_t ldb, const float *bias, float *c, int64_t ldc,
+                        bool accumulate);
 
 /* dst (cols x rows, row stride ldd) = transpose of src (rows x cols, row stride lds). */
 void boot_transpose(int64_t rows, int64_t cols, const float *src, int64_t lds, float *dst,

@@ -3,7 +3,7 @@
 #define BOOT_NETWORK_H
 
 #include "net/arena.h"
-#include "net/plan.h"
+#include "net/shards.h"
 #include "net/unet2d.h"
 
 typedef struct boot_network boot_network;
@@ -34,9 +34,10 @@ boot_status boot_network_forward(boot_network *network, const boot_network_input
    forward's input arrays must still be there. One backward per forward. */
 boot_status boot_network_backward(boot_network *network, const float *doutput);
 
-/* Keep packed weights between inference calls: faster at small batches, for about four times the
-   memory of the 3x3 weights. Off at first. boot_network_weights_changed must follow every change of
-   the weights. */
+/* Keep packed weights between calls, and let each thread take a part of a batch through the whole
+   network (see shards.h): faster for small networks, for about four times the memory of the 3x3
+   weights (eight times in training). Off at first. boot_network_weights_changed must follow every
+   change of the weights. */
 void boot_network_keep_packed(boot_network *network, bool keep);
 void boot_network_weights_changed(boot_network *network);
 
@@ -45,11 +46,11 @@ void boot_network_weights_changed(boot_network *network);
 void boot_network_share_arena(boot_network *network, boot_network *other);
 boot_arena *boot_network_arena(boot_network *network); /* enter it around every call that runs */
 
-/* Builds (or finds) the plan for a size, so that kernels are chosen before the first step. */
+/* Builds (or finds) the plans for a size, so that kernels are chosen before the first step. */
 boot_status boot_network_plan(boot_network *network, int64_t n, int64_t height, int64_t width,
-                              bool training, const boot_plan **plan);
-/* Adds the seconds of every step of that plan (plan->num_steps) over `repeats` runs on made-up
-   input, after one to warm up. */
+                              bool training, boot_shards **shards);
+/* Adds the seconds of every step of the first shard's plan (plan->num_steps) over `repeats` runs on
+   made-up input, after one to warm up. */
 boot_status boot_network_profile(boot_network *network, int64_t n, int64_t height, int64_t width,
                                  bool training, int repeats, const boot_plan **plan,
                                  double *step_seconds, int capacity);

@@ -55,10 +55,12 @@ typedef struct {
     const float *inputs[BOOT_NUM_SLOTS];
     float *weights, *grads; /* flat parameter buffers */
     float *arena;
-    boot_packs *packs;    /* inference with constant weights: where to keep packed ones; or NULL */
+    boot_packs *packs;    /* where packed weights are kept between calls; or NULL */
     double *step_seconds; /* per step of the plan, added to; NULL: no timing */
 } boot_run;
 
+/* Packs every weight whose pack is out of date, a node to a thread; needs run->packs. */
+boot_status boot_plan_pack(const boot_plan *plan, const boot_run *run);
 boot_status boot_plan_forward(const boot_plan *plan, const boot_run *run);
 /* The output value's place, valid until the next run in the same arena. */
 float *boot_plan_output(const boot_plan *plan, const boot_run *run);

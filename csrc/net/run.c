@@ -49,7 +49,7 @@ static boot_call make_call(const boot_plan *plan, const boot_run *run, const boo
     }
     call.saved = buffer_data(plan, run, plan->node_buffers[step->node].saved);
     call.scratch = run->arena + plan->arena_floats;
-    call.packs = graph->training ? NULL : run->packs;
+    call.packs = run->packs;
     return call;
 }
 
@@ -104,6 +104,20 @@ static boot_status run_step(const boot_plan *plan, const boot_run *run, int i) {
     }
     if (run->step_seconds) run->step_seconds[i] += omp_get_wtime() - start;
     return BOOT_OK;
+}
+
+boot_status boot_plan_pack(const boot_plan *plan, const boot_run *run) {
+    boot_status status = BOOT_OK;
+#pragma omp parallel for schedule(dynamic)
+    for (int i = 0; i < plan->graph.num_nodes; i++) {
+        const boot_node *node = &plan->graph.nodes[i];
+        if (!node->op->pack) continue;
+        const boot_call call = make_call(plan, run, &(boot_step){BOOT_STEP_FORWARD, i});
+        const boot_status result = node->op->pack(node, &call);
+#pragma omp critical(boot_pack_failure)
+        if (result) status = result;
+    }
+    return status ? boot_fail(status, "packed weights: out of memory") : BOOT_OK;
 }
 
 boot_status boot_plan_forward(const boot_plan *plan, const boot_run *run) {

@@ -108,9 +108,9 @@ static boot_status attention_forward(const boot_node *node, const boot_call *cal
             boot_transpose(T, d, kh, k->ld, w.kt, w.ld);
             for (int64_t i = 0; i < T; i += ROWS) {
                 const int64_t rows = T - i < ROWS ? T - i : ROWS;
-                boot_gemm(rows, T, d, qh + i * q->ld, q->ld, 1, w.kt, w.ld, w.s, w.ld, false);
+                boot_gemm(rows, T, d, qh + i * q->ld, q->ld, 1, w.kt, w.ld, NULL, w.s, w.ld, false);
                 softmax_rows(rows, T, w.ld, scale, w.s, lse + i);
-                boot_gemm(rows, d, T, w.s, w.ld, 1, vh, v->ld, oh + i * o->ld, o->ld, false);
+                boot_gemm(rows, d, T, w.s, w.ld, 1, vh, v->ld, NULL, oh + i * o->ld, o->ld, false);
             }
         }
     return BOOT_OK;
@@ -136,17 +136,17 @@ static void attention_backward_head(const boot_node *node, const boot_call *call
                 sum += gh[(i + r) * g->ld + c] * oh[(i + r) * o->ld + c];
             w.delta[r] = sum;
         }
-        boot_gemm(rows, T, d, qh + i * q->ld, q->ld, 1, w.kt, w.ld, w.s, w.ld, false);
-        boot_gemm(rows, T, d, gh + i * g->ld, g->ld, 1, w.vt, w.ld, w.dp, w.ld, false);
+        boot_gemm(rows, T, d, qh + i * q->ld, q->ld, 1, w.kt, w.ld, NULL, w.s, w.ld, false);
+        boot_gemm(rows, T, d, gh + i * g->ld, g->ld, 1, w.vt, w.ld, NULL, w.dp, w.ld, false);
         softmax_grad(rows, T, w.ld, scale, lse + i, w.delta, w.s, w.dp);
         if (dv->data)
-            boot_gemm(T, d, rows, w.s, 1, w.ld, gh + i * g->ld, g->ld,
+            boot_gemm(T, d, rows, w.s, 1, w.ld, gh + i * g->ld, g->ld, NULL,
                       dv->data + n * T * dv->ld + h * d, dv->ld, i > 0 || call->accumulate[V]);
         if (dq->data)
-            boot_gemm(rows, d, T, w.dp, w.ld, 1, kh, k->ld, dq->data + (n * T + i) * dq->ld + h * d,
-                      dq->ld, call->accumulate[Q]);
+            boot_gemm(rows, d, T, w.dp, w.ld, 1, kh, k->ld, NULL,
+                      dq->data + (n * T + i) * dq->ld + h * d, dq->ld, call->accumulate[Q]);
         if (dk->data)
-            boot_gemm(T, d, rows, w.dp, 1, w.ld, qh + i * q->ld, q->ld,
+            boot_gemm(T, d, rows, w.dp, 1, w.ld, qh + i * q->ld, q->ld, NULL,
                       dk->data + n * T * dk->ld + h * d, dk->ld, i > 0 || call->accumulate[K]);
     }
 }

@@ -113,8 +113,7 @@ boot_status boot_conv_time(const boot_conv_kernel *kernel, const boot_conv_shape
                                      .ldy = s->O,
                                      .scale = 1,
                                      .scratch = b + (s->O + 15) / 16 * 16,
-                                     .packs =
-                                         packed && direction == BOOT_CONV_FORWARD ? &packs : NULL};
+                                     .packs = packed ? &packs : NULL};
         for (int r = 0; r <= repeats && !status; r++) { /* the first run warms up */
             const double start = omp_get_wtime();
             status = kernel->run(state, s, direction, &args);
@@ -173,7 +172,7 @@ static boot_status choose_kernel(const boot_node *node, const boot_conv_shape *s
              direction_name[direction], (long long)s->N, (long long)s->H, (long long)s->W,
              (long long)s->I, (long long)s->O, (long long)s->k, (long long)s->stride,
              (long long)s->pad_begin, (long long)s->pad_end, omp_get_max_threads(),
-             context->packed && direction == BOOT_CONV_FORWARD ? " packed" : "");
+             context->packed && direction != BOOT_CONV_WEIGHTS ? " packed" : "");
     if (!boot_tuner_find(context->tuner, key)) BOOT_TRY(time_kernels(s, direction, context, key));
     const boot_choice *known = boot_tuner_find(context->tuner, key);
     for (int i = 1; known && i < BOOT_NUM_CONV_KERNELS; i++)
@@ -241,6 +240,15 @@ BOOT_MULTI_ISA(finish_rows,
                (int64_t pixels, const boot_conv_shape *s, const boot_conv_args *t, int64_t n,
                 int64_t first),
                (pixels, s, t, n, first))
+
+static boot_status conv2d_pack(const boot_node *node, const boot_call *call) {
+    const conv2d_state *state = node->state;
+    const boot_conv_args args = {.weight = call->in[WEIGHT].data, .packs = call->packs};
+    for (int d = 0; d <= BOOT_CONV_DATA; d++)
+        if (state->kernel[d] && state->kernel[d]->pack)
+            BOOT_TRY(state->kernel[d]->pack(state->state[d], &state->shape, d, &args));
+    return BOOT_OK;
+}
 
 /* x: (N, H, W, I), weight: (O, I, k, k), bias: (O), temb: (N, O), residual, y: (N, Ho, Wo, O) */
 static boot_status conv2d_forward(const boot_node *node, const boot_call *call) {
@@ -317,7 +325,8 @@ static boot_status conv2d_backward(const boot_node *node, const boot_call *call)
                                  .ldy = dy.ld,
                                  .scale = 1,
                                  .accumulate = call->accumulate[X],
-                                 .scratch = call->scratch};
+                                 .scratch = call->scratch,
+                                 .packs = call->packs};
     boot_conv_args weights = args, data = args;
     weights.ldx = call->in[X].ld;
     data.ldx = call->din[X].ld;
@@ -345,6 +354,7 @@ const boot_op boot_op_conv2d = {
     .overwrites = 1u << X,
     .infer = conv2d_infer,
     .plan = conv2d_plan,
+    .pack = conv2d_pack,
     .forward = conv2d_forward,
     .backward = conv2d_backward,
     .release = conv2d_release,

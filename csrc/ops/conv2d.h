@@ -35,7 +35,7 @@ typedef struct {
     float scale;                /* forward: y = scale (conv + bias + temb + residual) */
     bool accumulate;            /* data: dx += */
     float *scratch;
-    boot_packs *packs; /* forward: keep packed weights here; NULL: pack into scratch every time */
+    boot_packs *packs; /* keep packed weights here; NULL: pack into scratch every time */
 } boot_conv_args;
 
 typedef struct {
@@ -48,6 +48,9 @@ typedef struct {
     bool (*applies)(const boot_conv_shape *shape, boot_conv_direction direction);
     boot_status (*create)(const boot_conv_shape *shape, boot_conv_direction direction,
                           boot_dnnl *dnnl, void **state, int64_t *scratch_floats);
+    /* Optional: fills the pack of args->weight in args->packs if it is out of date. */
+    boot_status (*pack)(void *state, const boot_conv_shape *shape, boot_conv_direction direction,
+                        const boot_conv_args *args);
     boot_status (*run)(void *state, const boot_conv_shape *shape, boot_conv_direction direction,
                        const boot_conv_args *args);
     void (*destroy)(void *state);

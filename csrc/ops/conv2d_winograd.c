@@ -141,7 +141,7 @@ static void output_tile(const pass *p, int64_t tile, int64_t slot, const float *
 /* M = V U for panel j of plane q. */
 static void product(const pass *p, int64_t rows, int64_t q, int64_t j, const float *v, float *m) {
     p->panel(rows, p->in.channels, v + q * p->cut.plane_v, p->cut.ldv, 1,
-             p->u + q * p->plane_u + j * p->in.channels * p->nr, p->nr,
+             p->u + q * p->plane_u + j * p->in.channels * p->nr, p->nr, NULL,
              m + q * p->cut.plane_m + j * p->nr, p->cut.ldm, false);
 }
 
@@ -181,7 +181,19 @@ static void run_shared(const pass *p, float *work) {
     }
 }
 
-static boot_status run_pass(const boot_conv_shape *s, const boot_conv_args *t, bool data) {
+/* U in panels of p->nr outputs; panel j of plane q at u + q * plane_u + j * K * nr. Runs on the
+ * team. */
+static void pack_panels(const pass *p, const boot_conv_shape *s, const float *weight, bool data) {
+    const int64_t K = p->in.channels, C = p->out.channels;
+    const int64_t so = data ? 9 : 9 * s->I, sk = data ? 9 * s->I : 9;
+#pragma omp for schedule(static)
+    for (int64_t j = 0; j < p->panels; j++)
+        p->f->weight_panel(C - j * p->nr, K, weight + j * p->nr * so, so, sk, data,
+                           p->u + j * p->nr * K, p->plane_u);
+}
+
+/* Everything about a pass but where U is. */
+static pass pass_of(const boot_conv_shape *s, const boot_conv_args *t, bool data) {
     const int64_t K = data ? s->O : s->I, C = data ? s->I : s->O;
     pass p = {.f = choose_transforms(),
               .cut = cut_of(s->N, s->H, s->W, K, C, omp_get_max_threads()),
@@ -195,21 +207,38 @@ static boot_status run_pass(const boot_conv_shape *s, const boot_conv_args *t, b
     p.panel = boot_gemm_panel(&p.nr);
     p.panels = (C + p.nr - 1) / p.nr;
     p.plane_u = p.panels * K * p.nr + PAD;
+    return p;
+}
+
+/* U's place among the kept packs; one kernel's packs differ by direction. */
+static boot_status find_pack(pass *p, const boot_conv_args *t, bool data, bool *fresh) {
+    return boot_packs_get(t->packs, t->weight, (const char *)&boot_conv_winograd + data,
+                          PLANES * p->plane_u, &p->u, fresh);
+}
+
+static boot_status winograd_pack(void *state, const boot_conv_shape *s,
+                                 boot_conv_direction direction, const boot_conv_args *t) {
+    (void)state;
+    const bool data = direction == BOOT_CONV_DATA;
+    pass p = pass_of(s, t, data);
+    bool fresh;
+    BOOT_TRY(find_pack(&p, t, data, &fresh));
+    if (fresh) return BOOT_OK;
+#pragma omp parallel /* of one, where the caller shares nodes out among threads already */
+    pack_panels(&p, s, t->weight, data);
+    return BOOT_OK;
+}
+
+static boot_status run_pass(const boot_conv_shape *s, const boot_conv_args *t, bool data) {
+    pass p = pass_of(s, t, data);
     float *work = t->scratch + PLANES * p.plane_u;
     bool fresh = false;
-    if (t->packs)
-        BOOT_TRY(boot_packs_get(t->packs, t->weight, &boot_conv_winograd, PLANES * p.plane_u, &p.u,
-                                &fresh));
+    if (t->packs) BOOT_TRY(find_pack(&p, t, data, &fresh));
     /* Below this many multiplications one thread is faster than a fork and several barriers. */
-    const bool alone = p.cut.tiles * K * C * PLANES < 200000;
+    const bool alone = p.cut.tiles * p.in.channels * p.out.channels * PLANES < 200000;
 #pragma omp parallel if (!alone)
     {
-#pragma omp for schedule(static)
-        for (int64_t j = 0; j < (fresh ? 0 : p.panels); j++) {
-            const int64_t o = j * p.nr;
-            p.f->weight_panel(C - o, K, t->weight + o * (data ? 9 : 9 * s->I), data ? 9 : 9 * s->I,
-                              data ? 9 * s->I : 9, data, p.u + o * K, p.plane_u);
-        }
+        if (!fresh) pack_panels(&p, s, t->weight, data);
         if (p.cut.shared)
             run_shared(&p, work);
         else
@@ -231,7 +260,7 @@ static void grad_products(const boot_conv_shape *s, int64_t rows, const cut *k, 
             const int64_t i = part * ROWS, M = s->I - i < ROWS ? s->I - i : ROWS;
             for (int64_t j = 0; j < s->O; j += nr)
                 panel(M, rows, v + q * k->plane_v + i, 1, k->ldv, d + q * k->plane_m + j, k->ldm,
-                      du + q * plane_u + i * k->ldm + j, k->ldm, accumulate);
+                      NULL, du + q * plane_u + i * k->ldm + j, k->ldm, accumulate);
         }
 }
 
@@ -317,5 +346,6 @@ const boot_conv_kernel boot_conv_winograd = {.name = "winograd",
                                              .handicap = 1,
                                              .applies = winograd_applies,
                                              .create = winograd_create,
+                                             .pack = winograd_pack,
                                              .run = winograd_run,
                                              .destroy = winograd_destroy};

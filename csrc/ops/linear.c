@@ -23,25 +23,36 @@ static boot_status linear_infer(boot_node *node) {
     return boot_expect_size(node, &node->out);
 }
 
+/* *transposed = W^T (I, O): kept in call->packs, or made in scratch. */
+static boot_status transposed_weight(const boot_call *call, int64_t O, int64_t I,
+                                     float **transposed) {
+    const float *weight = call->in[WEIGHT].data;
+    const int64_t block = 64;
+    bool fresh = false;
+    *transposed = call->scratch;
+    if (call->packs)
+        BOOT_TRY(boot_packs_get(call->packs, weight, &boot_op_linear, O * I, transposed, &fresh));
+    if (fresh) return BOOT_OK;
+#pragma omp parallel for schedule(static) if (O * I > 16384)
+    for (int64_t o = 0; o < O; o += block)
+        boot_transpose(O - o < block ? O - o : block, I, weight + o * I, I, *transposed + o, O);
+    return BOOT_OK;
+}
+
+static boot_status linear_pack(const boot_node *node, const boot_call *call) {
+    float *transposed;
+    return transposed_weight(call, node->out.c, node->in[X].c, &transposed);
+}
+
 /* x: (M, I) with row stride ld, weight: (O, I), bias: (O), y: (M, O) */
 static boot_status linear_forward(const boot_node *node, const boot_call *call) {
     (void)node;
     const boot_tensor *x = &call->in[X], *y = &call->out;
     const int64_t M = boot_pixels(x), I = x->c, O = y->c;
-    const float *bias = call->in[BIAS].data;
-    const int64_t block = 64;
-    float *transposed = call->scratch;
-    bool fresh = false;
-    if (call->packs)
-        BOOT_TRY(boot_packs_get(call->packs, call->in[WEIGHT].data, &boot_op_linear, O * I,
-                                &transposed, &fresh));
-#pragma omp parallel for schedule(static) if (O * I > 16384)
-    for (int64_t o = 0; o < (fresh ? 0 : O); o += block)
-        boot_transpose(O - o < block ? O - o : block, I, call->in[WEIGHT].data + o * I, I,
-                       transposed + o, O);
-    if (bias)
-        for (int64_t m = 0; m < M; m++) memcpy(y->data + m * y->ld, bias, O * sizeof(float));
-    boot_gemm_parallel(M, O, I, x->data, x->ld, 1, transposed, O, y->data, y->ld, bias != NULL);
+    float *transposed;
+    BOOT_TRY(transposed_weight(call, O, I, &transposed));
+    boot_gemm_parallel(M, O, I, x->data, x->ld, 1, transposed, O, call->in[BIAS].data, y->data,
+                       y->ld, false);
     return BOOT_OK;
 }
 
@@ -59,11 +70,11 @@ static boot_status linear_backward(const boot_node *node, const boot_call *call)
     const int64_t M = boot_pixels(dy), I = x->c, O = dy->c;
     float *db = call->din[BIAS].data;
     if (dx->data)
-        boot_gemm_parallel(M, I, O, dy->data, dy->ld, 1, call->in[WEIGHT].data, I, dx->data, dx->ld,
-                           call->accumulate[X]);
+        boot_gemm_parallel(M, I, O, dy->data, dy->ld, 1, call->in[WEIGHT].data, I, NULL, dx->data,
+                           dx->ld, call->accumulate[X]);
     if (call->din[WEIGHT].data)
-        boot_gemm_parallel(O, I, M, dy->data, 1, dy->ld, x->data, x->ld, call->din[WEIGHT].data, I,
-                           false);
+        boot_gemm_parallel(O, I, M, dy->data, 1, dy->ld, x->data, x->ld, NULL,
+                           call->din[WEIGHT].data, I, false);
     if (db) sum_rows(M, O, dy->data, dy->ld, db);
     return BOOT_OK;
 }
@@ -77,6 +88,7 @@ const boot_op boot_op_linear = {
     .flags = 0,
     .backward_reads = 1u << X | 1u << WEIGHT,
     .infer = linear_infer,
+    .pack = linear_pack,
     .forward = linear_forward,
     .backward = linear_backward,
 };

@@ -20,7 +20,7 @@ typedef struct {
     boot_tensor out;
     float *saved;      /* what forward leaves for backward: node->saved_floats */
     float *scratch;    /* node->scratch_floats, 64-byte aligned, contents undefined */
-    boot_packs *packs; /* forward: where packed weights are kept between calls; NULL: nowhere */
+    boot_packs *packs; /* where packed weights are kept between calls; NULL: nowhere */
     bool again;        /* forward: a recomputation, `saved` is already filled */
 
     /* Backward only. din[i].data == NULL: that gradient is not wanted. accumulate[i]: add to din[i]
@@ -50,6 +50,9 @@ typedef struct {
     boot_status (*infer)(boot_node *node);
     /* Optional: chooses kernels and creates primitives; may raise node->scratch_floats. */
     boot_status (*plan)(boot_node *node, void *context);
+    /* Optional: packs the weights into call->packs where they are out of date. Every node's comes
+       before a forward, so that threads which run one weight's nodes find it ready. */
+    boot_status (*pack)(const boot_node *node, const boot_call *call);
     boot_status (*forward)(const boot_node *node, const boot_call *call);
     boot_status (*backward)(const boot_node *node, const boot_call *call);
     void (*release)(boot_node *node); /* frees node->state */

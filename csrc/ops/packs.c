@@ -23,8 +23,8 @@ static boot_status add_pack(boot_packs *packs, const boot_pack *pack, boot_pack 
     return BOOT_OK;
 }
 
-boot_status boot_packs_get(boot_packs *packs, const void *weight, const void *kernel,
-                           int64_t floats, float **data, bool *fresh) {
+static boot_status find_pack(boot_packs *packs, const void *weight, const void *kernel,
+                             int64_t floats, float **data, bool *fresh) {
     boot_pack *pack = NULL;
     for (int i = 0; i < packs->count && !pack; i++)
         if (packs->items[i].weight == weight && packs->items[i].kernel == kernel &&
@@ -35,6 +35,15 @@ boot_status boot_packs_get(boot_packs *packs, const void *weight, const void *ke
     pack->version = packs->version;
     *data = pack->data;
     return BOOT_OK;
+}
+
+boot_status boot_packs_get(boot_packs *packs, const void *weight, const void *kernel,
+                           int64_t floats, float **data, bool *fresh) {
+    while (atomic_flag_test_and_set_explicit(&packs->busy, memory_order_acquire)) {
+    } /* held for a look through a short list */
+    const boot_status status = find_pack(packs, weight, kernel, floats, data, fresh);
+    atomic_flag_clear_explicit(&packs->busy, memory_order_release);
+    return status;
 }
 
 void boot_packs_close(boot_packs *packs) {

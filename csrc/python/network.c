@@ -265,21 +265,27 @@ static PyObject *unet_plan(PyObject *object, PyObject *args) {
                             "plan: batch %lld, height %lld, width %lld, expected at least 1", n,
                             height, width);
     if (enter(self)) return NULL;
-    const boot_plan *plan = NULL;
+    boot_shards *shards = NULL;
     boot_status status;
     Py_BEGIN_ALLOW_THREADS;
-    status = boot_network_plan(self->network, n, height, width, train, &plan);
+    status = boot_network_plan(self->network, n, height, width, train, &shards);
     Py_END_ALLOW_THREADS;
     PyObject *result = NULL;
     if (status) {
         boot_py_error(status);
     } else {
-        const long long arena = plan->arena_floats * 4LL, scratch = plan->scratch_floats * 4LL;
+        long long arena = 0, scratch = 0;
+        for (int i = 0; i < shards->count; i++) {
+            arena += shards->plans[i].arena_floats * 4LL;
+            scratch += shards->plans[i].scratch_floats * 4LL;
+        }
         const long long flat = boot_network_params(self->network)->floats * 4LL;
-        result = Py_BuildValue(
-            "{s:L,s:L,s:L,s:L,s:L,s:i,s:N}", "peak_bytes", flat * (train ? 2 : 1) + arena + scratch,
-            "weight_bytes", flat, "grad_bytes", train ? flat : 0, "activation_bytes", arena,
-            "scratch_bytes", scratch, "nodes", plan->graph.num_nodes, "kernels", kernel_list(self));
+        const long long grads = train ? shards->count * flat : 0;
+        result = Py_BuildValue("{s:L,s:L,s:L,s:L,s:L,s:i,s:i,s:N}", "peak_bytes",
+                               flat + grads + arena + scratch, "weight_bytes", flat, "grad_bytes",
+                               grads, "activation_bytes", arena, "scratch_bytes", scratch, "nodes",
+                               shards->plans[0].graph.num_nodes, "shards", shards->count, "kernels",
+                               kernel_list(self));
     }
     leave(self);
     return result;
