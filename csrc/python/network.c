@@ -261,8 +261,7 @@ static PyObject *unet_plan(PyObject *object, PyObject *args) {
     int train;
     if (!PyArg_ParseTuple(args, "LLLp:plan", &n, &height, &width, &train)) return NULL;
     if (n < 1 || height < 1 || width < 1)
-        return PyErr_Format(PyExc_ValueError,
-                            "plan: batch %lld, height %lld, width %lld, expected at least 1", n,
+        return PyErr_Format(PyExc_ValueError, "plan: %lld x %lld x %lld, expected at least 1", n,
                             height, width);
     if (enter(self)) return NULL;
     boot_shards *shards = NULL;
@@ -275,10 +274,9 @@ static PyObject *unet_plan(PyObject *object, PyObject *args) {
         boot_py_error(status);
     } else {
         long long arena = 0, scratch = 0;
-        for (int i = 0; i < shards->count; i++) {
-            arena += shards->plans[i].arena_floats * 4LL;
-            scratch += shards->plans[i].scratch_floats * 4LL;
-        }
+        for (int i = 0; i < shards->count; i++)
+            arena += shards->plans[i].arena_floats * 4LL,
+                scratch += shards->plans[i].scratch_floats * 4LL;
         const long long flat = boot_network_params(self->network)->floats * 4LL;
         const long long grads = train ? shards->count * flat : 0;
         result = Py_BuildValue("{s:L,s:L,s:L,s:L,s:L,s:i,s:i,s:N}", "peak_bytes",
@@ -301,8 +299,7 @@ static PyObject *unet_profile(PyObject *object, PyObject *args) {
     if (!PyArg_ParseTuple(args, "LLLpi:profile", &n, &height, &width, &train, &repeats))
         return NULL;
     if (n < 1 || height < 1 || width < 1 || repeats < 1)
-        return PyErr_Format(PyExc_ValueError,
-                            "profile: expected batch, height, width and repeats of at least 1");
+        return PyErr_Format(PyExc_ValueError, "profile: sizes and repeats must be at least 1");
     double *seconds = PyMem_Calloc(MAX_PROFILE_STEPS, sizeof(double));
     if (!seconds) return PyErr_NoMemory();
     PyObject *list = NULL;
@@ -369,15 +366,13 @@ static PyMethodDef unet_methods[] = {
      "train=False) -> (N, out, H, W) float32"},
     {"backward", unet_backward, METH_O,
      "backward(doutput): fills grads for the last forward with train=True."},
-    {"plan", unet_plan, METH_VARARGS,
-     "plan(batch, height, width, train) -> dict of bytes and kernels"},
+    {"plan", unet_plan, METH_VARARGS, "plan(batch, height, width, train) -> bytes and kernels"},
     {"profile", unet_profile, METH_VARARGS,
-     "profile(batch, height, width, train, repeats) -> [(kind, op, layer, ms)] of every step on "
-     "made-up input"},
+     "profile(batch, height, width, train, repeats) -> [(kind, op, layer, ms)] of every step"},
     {"share_arena", unet_share_arena, METH_O,
-     "share_arena(other): work in the memory of another network that runs in turn with this one."},
+     "share_arena(other): work in the memory of a network that runs in turn with this one."},
     {"keep_packed", unet_keep_packed, METH_O,
-     "keep_packed(bool): keep packed weights between inference calls; costs memory, saves time."},
+     "keep_packed(bool): keep packed weights; for small networks."},
     {"pin_kernels", unet_pin_kernels, METH_O,
      "pin_kernels({key: name}): use these kernels instead of timing."},
     {"weights_changed", weights_changed, METH_NOARGS, "To be called after writing into weights."},
