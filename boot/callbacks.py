@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from boot.config import DistillConfig
-from boot.files import write_atomically
+from boot.files import append, write_atomically
 
 if TYPE_CHECKING:
     from boot.distiller import Distiller
@@ -30,15 +30,20 @@ _log = logging.getLogger("boot")
 class TrainState:
     """Counters of a run: all that a checkpoint stores beside the buffers.
 
-    step: finished steps, skipped ones included. updates: optimiser updates made. skipped: steps
-    without an update because a number was not finite. bad_in_a_row: such steps since the last
-    good one.
+    step: finished steps, skipped ones included. updates: optimiser updates that the weights have
+    seen. skipped: steps without an update because a number was not finite. bad_in_a_row: such steps
+    since the last good one. bad_steps: the numbers of those among the last 1,000 steps, since the
+    last roll-back. rollbacks: returns to an earlier state because of them. rate_factor: what the
+    learning rate is multiplied by since.
     """
 
     step: int = 0
     updates: int = 0
     skipped: int = 0
     bad_in_a_row: int = 0
+    bad_steps: list[int] = dataclasses.field(default_factory=list)
+    rollbacks: int = 0
+    rate_factor: float = 1.0
 
 
 @dataclasses.dataclass
@@ -164,6 +169,7 @@ class JsonlLog(Callback):
     def __init__(self, path: Path) -> None:
         """Write to `path`."""
         self._path = path
+        self._waiting = b""
 
     def on_train_begin(
         self, config: DistillConfig, state: TrainState, control: Control, **kwargs: Any
@@ -180,8 +186,12 @@ class JsonlLog(Callback):
             name: None if isinstance(value, float) and not math.isfinite(value) else value
             for name, value in kwargs["logs"].items()
         }
-        with self._path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(finite) + "\n")
+        self._waiting += json.dumps(finite).encode() + b"\n"
+        try:
+            append(self._path, self._waiting)
+            self._waiting = b""
+        except OSError as problem:  # a full disk must not end the training
+            _log.warning("log line not written, it will be tried again: %s", problem)
 
 
 def _lines_up_to(path: Path, step: int) -> Iterable[str]:
@@ -240,5 +250,8 @@ class SampleGrid(Callback):
 
             distiller: Distiller = kwargs["distiller"]
             images = distiller.student.sample(config.num_sample_images, seed=config.seed)
-            self._folder.mkdir(exist_ok=True)
-            save_grid(self._folder / f"step-{state.step:06d}.png", images)
+            try:
+                self._folder.mkdir(exist_ok=True)
+                save_grid(self._folder / f"step-{state.step:06d}.png", images)
+            except OSError as problem:
+                _log.warning("sample grid not written, training goes on: %s", problem)

@@ -7,6 +7,7 @@ follows from the seed and the step number.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import logging
 import os
@@ -23,7 +24,15 @@ from numpy.typing import NDArray
 from boot import _core
 from boot._version import __version__
 from boot.errors import CheckpointError, FormatError, ResumeMismatch, listed, shown
-from boot.files import folder_atomically, open_regular, read_json_object, to_json, write_synced
+from boot.files import (
+    folder_atomically,
+    open_regular,
+    read_json_object,
+    remove,
+    temporary_beside,
+    to_json,
+    write_synced,
+)
 from boot.safetensors_io import load_tensors, save_tensors
 
 MANIFEST_FILE = "manifest.json"
@@ -75,11 +84,11 @@ def save_checkpoint(
 
     buffers: flat float32 arrays by name. state: whatever else the run needs, JSON-ready. A crash at
     any instant leaves no folder of that name or a complete one. Raises CheckpointError with the
-    reason.
+    reason; whatever checkpoints there were are as they were.
     """
     path = output_dir / f"checkpoint-{step}"
     try:
-        with folder_atomically(path, last=MANIFEST_FILE) as temporary:
+        with folder_atomically(path) as temporary:
             save_tensors(temporary / STATE_FILE, buffers)
             _write_text(temporary / CONFIG_FILE, to_json(identity.config))
             manifest = {
@@ -124,14 +133,22 @@ def _measure(path: Path) -> dict[str, Any]:
     return {"bytes": size, "sha256": digest.hexdigest()}
 
 
-def prune_checkpoints(output_dir: Path, limit: int | None) -> None:
-    """Delete all but the newest `limit` checkpoints, once the newest has been verified."""
-    paths = list_checkpoints(output_dir)
-    if limit is None or len(paths) <= limit:
+def prune_checkpoints(path: Path, limit: int | None) -> None:
+    """Delete all but `limit` checkpoints beside `path`, the one just written.
+
+    That one is read back and verified first, and kept; of the others the newest are. Raises
+    CheckpointError, with nothing deleted, if it is damaged.
+    """
+    others = [other for other in list_checkpoints(path.parent) if other != path]
+    if limit is None or len(others) < limit:
         return
-    read_manifest(paths[0])
-    for path in paths[limit:]:
-        shutil.rmtree(path, ignore_errors=True)
+    read_manifest(path)
+    for other in others[limit - 1 :]:
+        # Renamed first: half a deleted folder must not look like a checkpoint.
+        aside = temporary_beside(other)
+        with contextlib.suppress(OSError):
+            os.rename(other, aside)
+            remove(aside)
 
 
 # -------------------------------------------------------------------------------------- reading

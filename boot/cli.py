@@ -1,7 +1,8 @@
 """The command `boot`: distill, sample, evaluate, info and demo.
 
 Errors are one line on stderr and a non-zero exit code: 2 for a wrong command line, 1 for anything
-else, 130 for Ctrl-C. `--debug` shows the traceback.
+else. `distill` saves and exits with 75 on Ctrl-C, SIGTERM and SIGUSR1 (130 and 128 + n for a second
+one); elsewhere Ctrl-C gives 130. `--debug` shows the traceback.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from typing import Any
 from boot._version import __version__
 from boot.errors import BootError, BootWarning
 from boot.flags import Parser, UsageError, add_config_flags, config_values, flag_of
+from boot.interrupts import EXIT_STOPPED, STOP_SIGNALS, InterruptGuard
 
 EXIT_ERROR, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
 
@@ -170,6 +172,11 @@ def _integers(text: str) -> list[int]:
 
 def distill(arguments: argparse.Namespace) -> int:
     """Run `boot distill`."""
+    with InterruptGuard(*STOP_SIGNALS):  # also around loading; `fit` joins it
+        return _distill(arguments)
+
+
+def _distill(arguments: argparse.Namespace) -> int:
     from boot.config import DistillConfig
     from boot.distiller import Distiller
 
@@ -185,7 +192,7 @@ def distill(arguments: argparse.Namespace) -> int:
             f"{flag_of('resume_from_checkpoint')} latest",
             file=sys.stderr,
         )
-        return EXIT_INTERRUPTED
+        return EXIT_STOPPED
     print(f"student of {distiller.state.step} steps saved in {config.output_dir}")
     return 0
 

@@ -18,7 +18,7 @@ from boot import _core, resume, steps
 from boot.callbacks import Callback, History, TrainState
 from boot.checkpoint import resolve_resume
 from boot.config import DistillConfig
-from boot.errors import check_int, shown, type_name
+from boot.errors import check_computed, check_int, shown, type_name
 from boot.evaluation import evaluate_student
 from boot.fit import run
 from boot.inputs import drawn_labels
@@ -30,8 +30,6 @@ from boot.signal_ode import diffuse, step
 from boot.student import Student
 from boot.student_info import StudentInfo
 from boot.teacher import Teacher
-
-RUN_CONFIG_FILE = "distill_config.json"
 
 
 class Draw(NamedTuple):
@@ -92,9 +90,9 @@ class Distiller:
         self._settle()
         self._busy = threading.Lock()
         self._make_networks()
-        checkpoint = resolve_resume(self.config.resume_from_checkpoint, self.output_dir)
-        if checkpoint is not None:
-            resume.restore(self, checkpoint)
+        self._origin = resolve_resume(self.config.resume_from_checkpoint, self.output_dir)
+        self._snapshot: resume.Snapshot | None = None
+        resume.begin(self)
 
     def _settle(self) -> None:
         """Work out what follows from the config and stays the same for the whole run."""
@@ -150,7 +148,7 @@ class Distiller:
         eps_too, c_too, w_too = (_with_first(a, extra) for a in (eps, c, w))
         t_end = np.full(extra, self._t_max)
 
-        y_t = student.signal(eps, t, c, w)
+        y_t = check_computed("the student's signal y(eps, t)", student.signal(eps, t, c, w))
         x_t = diffuse(schedule, y_t, eps, t)
         f = self._f(_join(x_t, eps[:extra]), _join(t, t_end), c_too, w_too)
         f, f_end = f[:size], f[size:]
@@ -220,10 +218,12 @@ class Distiller:
         """Do one training step and return its numbers.
 
         Keys: step (finished steps), loss, loss_bootstrap, loss_boundary, learning_rate, grad_norm
-        (before clipping), skipped (steps without update so far). The learning rate follows the
-        course set by max_train_steps. A step whose loss or gradient is not finite changes no
-        weight and is counted; after three in a row TrainingDiverged is raised. Ctrl-C is held back
-        until the step is complete. Raises RuntimeError if another thread is in a step.
+        (before clipping), skipped (steps without update so far), rollbacks. The learning rate
+        follows the course set by max_train_steps. A step with a NaN or Inf in teacher, loss or
+        gradient changes no weight and is counted; three in a row, or ten of 1,000, bring back the
+        last good checkpoint at half the learning rate; the third time TrainingDiverged is raised
+        (docs/reliability.md). Ctrl-C is held back until the step is complete. Raises RuntimeError
+        if another thread is in a step.
         """
         return steps.take(self)
 
@@ -235,19 +235,19 @@ class Distiller:
         """Train up to a total number of steps, and save the student if there is an output_dir.
 
         max_train_steps: total, counted from the start of the run; None: as the config says. A run
-        that is there already does nothing. callbacks: beside the built-in ones. Ctrl-C stops at a
-        step border (a second one at once) with a checkpoint; `fit` may then be called again.
-        Returns a History whose `interrupted` says whether that happened.
+        that is there already does nothing. callbacks: beside the built-in ones. Ctrl-C, SIGTERM and
+        SIGUSR1 stop at a step border (a second one at once) with a checkpoint; `fit` may then be
+        called again. Returns a History whose `interrupted` says whether that happened; after
+        SIGTERM and SIGUSR1 raises SystemExit(75) instead.
+
+        A checkpoint that cannot be written is a warning, and tried again at the next one that is
+        due; CheckpointError is raised only if the run stops early without. Raises TrainingDiverged
+        (see `step`), and RuntimeError if another process trains in the same folder.
         """
         if max_train_steps is not None:
             total = check_int("max_train_steps", max_train_steps, 1)
             self.config = self.config.replace(max_train_steps=total)
-        if self.output_dir is not None:
-            self.config.save(self.output_dir / RUN_CONFIG_FILE)
-        history = run(self, callbacks)
-        if self.output_dir is not None and not history.interrupted:
-            self.student.save_pretrained(self.output_dir, overwrite=True)
-        return history
+        return run(self, callbacks)
 
     # ---------------------------------------------------------------------------- the student
 

@@ -46,7 +46,7 @@ class ResumeMismatch(BootError, ValueError):
 
 
 class TrainingDiverged(BootError, ArithmeticError):
-    """Training produced non-finite numbers more often than the loop tolerates."""
+    """Training gave NaN or Inf again after two roll-backs; the message names step and tensor."""
 
 
 class ConfigError(BootError, ValueError):
@@ -239,6 +239,19 @@ def _check_shape(name: str, found: tuple[int, ...], wanted: Shape) -> None:
     if not right_rank or any(w not in (None, f) for f, w in zip(found, wanted, strict=True)):
         text = ", ".join("any" if size is None else str(size) for size in wanted)
         raise ValueError(f"{name} must have shape ({text}), got {found}")
+
+
+def check_computed(name: str, array: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Return an array that was computed; FloatingPointError, naming it, if NaN or Inf is in it."""
+    finite = np.isfinite(array)
+    if not finite.all():
+        bad = int(array.size - np.count_nonzero(finite))
+        first = tuple(int(i) for i in np.unravel_index(np.argmin(finite), array.shape))
+        raise FloatingPointError(
+            f"{name} has {bad} NaN or Inf among {array.size} numbers, the first is "
+            f"{array[first]} at {list(first)}"
+        )
+    return array
 
 
 def check_labels(name: str, value: object, count: int, num_classes: int) -> NDArray[np.int64]:

@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import collections
 import contextlib
+import fcntl
 import io
 import json
 import math
 import os
+import re
 import secrets
 import shutil
 import stat
@@ -25,6 +27,10 @@ from boot.errors import FormatError, shown
 JSON_MAX_BYTES = 16 * 2**20
 JSON_MAX_DEPTH = 64
 TEMP_SUFFIX = ".tmp"
+_TEMPORARY = re.compile(r"\..+\.\d+-[0-9a-f]{8}" + re.escape(TEMP_SUFFIX), re.ASCII)
+
+# The functions of `os` through which everything here is written; tests make each fail in turn.
+WRITE_CALLS = ("mkdir", "open", "write", "fsync", "replace", "rename")
 
 # How a file starts -> what it is. Saying so saves the user a search: "header too large" is in
 # practice almost always one of these.
@@ -159,6 +165,42 @@ def temporary_beside(path: Path) -> Path:
     return path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}{TEMP_SUFFIX}")
 
 
+def remove_leftovers(folder: Path) -> None:
+    """Remove the temporary files and folders that a killed process left in a folder.
+
+    Only for folders in which nobody else is writing (`locked_folder`).
+    """
+    for path in folder.iterdir() if folder.is_dir() else ():
+        if _TEMPORARY.fullmatch(path.name):
+            remove(path)
+
+
+def remove(path: Path) -> None:
+    """Remove a file, or a folder with all that is in it, as far as possible and without errors."""
+    with contextlib.suppress(OSError):
+        path.unlink()
+    shutil.rmtree(path, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def locked_folder(folder: Path) -> Iterator[None]:
+    """Keep other processes that ask for it out of a folder; leaves no file, and ends with us.
+
+    Raises RuntimeError if one is in it. Where the file system has no locks, nothing is locked.
+    """
+    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise RuntimeError(f"another run is writing into {str(folder)!r}") from None
+        except OSError:
+            pass
+        yield
+    finally:
+        os.close(handle)
+
+
 def sync_folder(path: Path) -> None:
     """Make renames inside a folder durable."""
     handle = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
@@ -168,14 +210,43 @@ def sync_folder(path: Path) -> None:
         os.close(handle)
 
 
+def sync_file(path: Path) -> None:
+    """Make the content of a file durable."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+class _File(io.FileIO):
+    """A file whose writes go through os.write, like every other call of WRITE_CALLS."""
+
+    def write(self, data: Any) -> int:
+        return os.write(self.fileno(), data)
+
+
 def write_synced(path: Path, write: Callable[[BinaryIO], object]) -> None:
     """Create a new file, let `write` fill it, and fsync it. FileExistsError if it is there."""
     # os.open with 0o666 honours the umask; the tempfile module would make the file private.
     handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
-    with open(handle, "wb") as file:
+    with io.BufferedWriter(_File(handle, "wb")) as file:
         write(file)
         file.flush()
         os.fsync(file.fileno())
+
+
+def append(path: Path, data: bytes) -> None:
+    """Add bytes to the end of a file: all of them, or none if that raises an OSError."""
+    with open(path, "ab", buffering=0) as file:
+        size = file.seek(0, os.SEEK_END)
+        try:
+            while data:
+                data = data[os.write(file.fileno(), data) :]
+        except OSError:
+            with contextlib.suppress(OSError):
+                file.truncate(size)
+            raise
 
 
 def write_atomically(path: Path, content: bytes | str | Callable[[BinaryIO], object]) -> None:
@@ -204,15 +275,16 @@ def write_atomically(path: Path, content: bytes | str | Callable[[BinaryIO], obj
 
 
 @contextlib.contextmanager
-def folder_atomically(path: Path, *, last: str) -> Iterator[Path]:
+def folder_atomically(path: Path, *, last: str = "") -> Iterator[Path]:
     """Give a temporary folder to fill; on success its files become those of `path`.
 
-    A `path` that does not exist appears in one rename. One that does gets the files by one atomic
-    replacement each, with `last` (relative to it) moved last, so that this file vouches for the
-    rest. If the body raises, `path` is untouched; the temporary folder is removed in any case.
-    The body must sync the files that it writes (`write_atomically` does).
+    A `path` that does not exist appears in one rename. One that does is replaced as a whole; with
+    `last`, it gets the files by one atomic replacement each, `last` (relative to it) after all
+    others, so that this file vouches for the rest. If the body raises, `path` is untouched; the
+    temporary folder is removed in any case. The body must sync the files that it writes
+    (`write_atomically` does).
     """
-    exists = path.is_dir()
+    exists = path.is_dir() and bool(last)
     # Inside an existing folder, not beside it: it may be a mount point in a read-only parent.
     temporary = temporary_beside(path / "new" if exists else path)
     temporary.parent.mkdir(parents=True, exist_ok=True)
@@ -224,11 +296,26 @@ def folder_atomically(path: Path, *, last: str) -> Iterator[Path]:
         if exists:
             _move_files(temporary, path, last)
         else:
-            os.rename(temporary, path)
+            _move_folder(temporary, path)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     sync_folder(path)
     sync_folder(path.parent)
+
+
+def _move_folder(source: Path, target: Path) -> None:
+    """Rename a folder, over another one if need be, which comes back if that fails."""
+    if not target.is_dir():
+        os.rename(source, target)
+        return
+    aside = temporary_beside(target)
+    os.rename(target, aside)
+    try:
+        os.rename(source, target)
+    except BaseException:
+        os.rename(aside, target)
+        raise
+    remove(aside)
 
 
 def _move_files(source: Path, target: Path, last: str) -> None:

@@ -1,11 +1,16 @@
-"""The loop around training steps: callbacks, log, checkpoints, and where Ctrl-C may stop it."""
+"""The loop around training steps: callbacks, log, checkpoints, and where signals may stop it."""
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import time
+import warnings
 from collections.abc import Iterable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from boot import resume
 from boot.callbacks import (
     LOG_FILE,
     SAMPLES_FOLDER,
@@ -17,17 +22,47 @@ from boot.callbacks import (
     SampleGrid,
     TensorBoardLog,
 )
-from boot.interrupts import InterruptGuard
+from boot.checkpoint import find_latest
+from boot.errors import BootWarning, CheckpointError
+from boot.files import locked_folder, remove_leftovers, sync_file
+from boot.interrupts import EXIT_STOPPED, STOP_SIGNALS, InterruptGuard
 
 if TYPE_CHECKING:
     from boot.distiller import Distiller
 
+RUN_CONFIG_FILE = "distill_config.json"
+
+_log = logging.getLogger("boot")
+
 
 def run(distiller: Distiller, callbacks: Iterable[Callback]) -> History:
-    """Train to `config.max_train_steps`; stop earlier at a step border on Ctrl-C or by a callback.
+    """Train to `config.max_train_steps` and save the student; see `Distiller.fit`.
 
-    on_train_end is sent whatever happens. Stopping early saves a checkpoint if there is a folder.
+    Stops earlier at a step border on a signal or by a callback, with a checkpoint if there is a
+    folder. on_train_end is sent whatever happens.
     """
+    outer, folder = InterruptGuard.active(), distiller.output_dir
+    own = contextlib.nullcontext(outer) if outer else InterruptGuard(*STOP_SIGNALS)
+    alone = locked_folder(folder) if folder is not None else contextlib.nullcontext()
+    with own as guard, alone:
+        if folder is not None:
+            for kind in (folder, folder / SAMPLES_FOLDER):
+                remove_leftovers(kind)
+            distiller.config.save(folder / RUN_CONFIG_FILE)
+        history, failed = _train(distiller, callbacks, guard)
+        if folder is not None and not history.interrupted:
+            distiller.student.save_pretrained(folder, overwrite=True)
+    if failed is not None:
+        _report(distiller, failed, history.interrupted)
+    if history.interrupted and outer is None and guard.received != STOP_SIGNALS[0]:
+        raise SystemExit(EXIT_STOPPED)
+    return history
+
+
+def _train(
+    distiller: Distiller, callbacks: Iterable[Callback], guard: InterruptGuard
+) -> tuple[History, CheckpointError | None]:
+    """Run the loop between on_train_begin and on_train_end."""
     history, control = History(), Control()
     hooks = [history, *_built_in(distiller), *callbacks]
 
@@ -36,26 +71,33 @@ def run(distiller: Distiller, callbacks: Iterable[Callback]) -> History:
             handler = getattr(hook, event)
             handler(distiller.config, distiller.state, control, distiller=distiller, **kwargs)
 
-    with InterruptGuard() as guard:
-        emit("on_train_begin")
-        try:
-            _loop(distiller, control, guard, emit)
-        finally:
-            emit("on_train_end")
-    history.interrupted = guard.interrupted
-    return history
+    emit("on_train_begin")
+    try:
+        failed = _loop(distiller, control, guard, emit)
+    finally:
+        emit("on_train_end")
+    finished = distiller.state.step >= distiller.config.max_train_steps
+    history.interrupted = guard.interrupted and not finished
+    return history, failed
 
 
-def _loop(distiller: Distiller, control: Control, guard: InterruptGuard, emit: Any) -> None:
+def _loop(
+    distiller: Distiller, control: Control, guard: InterruptGuard, emit: Any
+) -> CheckpointError | None:
+    """Take steps; return why the last checkpoint could not be written, None if it was."""
     config, start = distiller.config, time.monotonic()
-    saved = distiller.state.step
+    first = saved = distiller.state.step
+    failed = None
 
     def is_due(every: int) -> bool:
         return every > 0 and distiller.state.step % every == 0
 
-    while distiller.state.step < config.max_train_steps:
+    stopping = guard.interrupted
+    while distiller.state.step < config.max_train_steps and not stopping:
         emit("on_step_begin")
         logs = distiller.step()
+        if distiller.state.step == first + 1:
+            _record_kernels(distiller)
         emit("on_step_end", logs=logs)
         if is_due(config.logging_steps) or control.should_log:
             control.should_log = False
@@ -63,10 +105,42 @@ def _loop(distiller: Distiller, control: Control, guard: InterruptGuard, emit: A
         stopping = guard.interrupted or control.should_training_stop
         wanted = is_due(config.checkpointing_steps) or control.should_save or stopping
         if wanted and distiller.output_dir is not None and distiller.state.step > saved:
-            control.should_save, saved = False, distiller.state.step
-            emit("on_save", path=distiller.save_checkpoint())
-        if stopping:
-            return
+            control.should_save = False
+            path, failed = _save(distiller, distiller.output_dir)
+            if path is not None:
+                saved = distiller.state.step
+                emit("on_save", path=path)
+    return failed
+
+
+def _record_kernels(distiller: Distiller) -> None:
+    try:
+        resume.record_kernels(distiller)
+    except OSError as problem:
+        _log.warning("kernel choices not written, the run goes on: %s", problem)
+
+
+def _save(distiller: Distiller, folder: Path) -> tuple[Path | None, CheckpointError | None]:
+    """Write a checkpoint; a failure is a loud warning, for the training is worth more."""
+    try:
+        with contextlib.suppress(FileNotFoundError):
+            sync_file(folder / LOG_FILE)  # its lines must not be younger than the checkpoint
+        return distiller.save_checkpoint(), None
+    except OSError as problem:
+        _log.warning("%s: training goes on, and tries again at the next checkpoint", problem)
+        if isinstance(problem, CheckpointError):
+            return None, problem
+        return None, CheckpointError(problem.errno, problem.strerror, problem.filename)
+
+
+def _report(distiller: Distiller, failed: CheckpointError, interrupted: bool) -> None:
+    """Say at the end of `fit` that the last checkpoint is missing: an error if it was needed."""
+    newest = find_latest(distiller.output_dir) if distiller.output_dir else None
+    text = f"{failed.strerror}; the newest intact checkpoint is {newest}"
+    if interrupted:
+        text += "; the state is intact in memory: call save_checkpoint or fit again"
+        raise CheckpointError(failed.errno, text, failed.filename) from failed
+    warnings.warn(f"training is complete, but the last {text}", BootWarning, stacklevel=4)
 
 
 def _built_in(distiller: Distiller) -> list[Callback]:

@@ -1,4 +1,4 @@
-"""Ctrl-C at step borders: the first one is remembered, the second one acts at once."""
+"""Signals that ask a run to stop: the first one is remembered, the second one acts at once."""
 
 from __future__ import annotations
 
@@ -7,32 +7,62 @@ import threading
 from types import FrameType, TracebackType
 from typing import Any
 
+# What stops a run: Ctrl-C, the polite kill, and what batch systems send before the time is up.
+STOP_SIGNALS = tuple(
+    getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name)
+)
+EXIT_STOPPED = 75  # EX_TEMPFAIL of sysexits.h, "try again later": saved, and may be continued
+
 
 class InterruptGuard:
-    """While entered, SIGINT sets `interrupted` instead of raising KeyboardInterrupt.
+    """While entered, a signal sets `received` instead of ending the program.
 
-    A second SIGINT raises it. Does nothing outside the main thread, where Python delivers no
-    signals, and nothing where the application has its own handler for SIGINT.
+    A second one, of whatever kind, acts at once: SIGINT raises KeyboardInterrupt, others end the
+    process as if there were no guard. Does nothing outside the main thread, where Python delivers
+    no signals, and nothing about signals for which the application has its own handler.
     """
 
-    def __init__(self) -> None:
-        """Prepare; nothing is installed yet."""
-        self.interrupted = False
-        self._previous: Any = None
-        self._active = False
+    def __init__(self, *signals: int) -> None:
+        """Prepare for these signals, SIGINT if none are named; nothing is installed yet."""
+        self.received: int | None = None
+        self._signals = signals or (signal.SIGINT,)
+        self._previous: dict[int, Any] = {}
+
+    @property
+    def interrupted(self) -> bool:
+        """Whether a signal has come."""
+        return self.received is not None
+
+    @classmethod
+    def active(cls) -> InterruptGuard | None:
+        """Return the guard that is entered around the caller in the main thread, if any."""
+        if threading.current_thread() is threading.main_thread():
+            for number in STOP_SIGNALS:
+                guard = getattr(signal.getsignal(number), "__self__", None)
+                if isinstance(guard, cls):
+                    return guard
+        return None
 
     def __enter__(self) -> InterruptGuard:
-        """Install the handler."""
-        ours = threading.current_thread() is threading.main_thread()
-        self._active = ours and signal.getsignal(signal.SIGINT) is signal.default_int_handler
-        if self._active:
-            self._previous = signal.signal(signal.SIGINT, self._handle)
+        """Install the handlers."""
+        if threading.current_thread() is threading.main_thread():
+            for number in self._signals:
+                default = signal.SIG_DFL
+                if number == signal.SIGINT:
+                    default = signal.default_int_handler  # type: ignore[assignment]
+                if signal.getsignal(number) is default:
+                    self._previous[number] = default
+                    signal.signal(number, self._handle)
         return self
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        if self.interrupted:
+        if self.received is None:
+            self.received = number
+        elif number == signal.SIGINT:
             signal.default_int_handler(number, frame)
-        self.interrupted = True
+        else:
+            signal.signal(number, signal.SIG_DFL)
+            signal.raise_signal(number)
 
     def __exit__(
         self,
@@ -40,7 +70,6 @@ class InterruptGuard:
         problem: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        """Put the old handler back."""
-        if self._active:
-            signal.signal(signal.SIGINT, self._previous)
-            self._active = False
+        """Put the old handlers back."""
+        while self._previous:
+            signal.signal(*self._previous.popitem())

@@ -1,4 +1,4 @@
-"""The state of a run outside its networks' arrays: written to a checkpoint, and taken up again.
+"""The state of a run beside its networks' arrays: saved, taken up again, and gone back to.
 
 What a checkpoint holds and how it is written is in `checkpoint`; here is what a Distiller puts in.
 """
@@ -6,23 +6,45 @@ What a checkpoint holds and how it is written is in `checkpoint`; here is what a
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
 
 from boot.callbacks import TrainState
 from boot.checkpoint import (
     Identity,
     layout_of,
+    list_checkpoints,
     load_checkpoint,
     machine,
     prune_checkpoints,
+    read_manifest,
     save_checkpoint,
 )
+from boot.errors import CheckpointError, FormatError
+from boot.files import read_json_object, to_json, write_atomically
+from boot.student import Student
 
 if TYPE_CHECKING:
     from boot.distiller import Distiller
 
+KERNELS_FILE = "kernels.json"
+
 _log = logging.getLogger("boot")
+
+
+class Snapshot(NamedTuple):
+    """What a roll-back brings back, kept in memory by runs without a folder."""
+
+    step: int
+    updates: int
+    buffers: dict[str, NDArray[np.float32]]
+
+
+# --------------------------------------------------------------------------------- save, restore
 
 
 def save(distiller: Distiller) -> Path:
@@ -32,36 +54,129 @@ def save(distiller: Distiller) -> Path:
     """
     if distiller.output_dir is None:
         raise ValueError("output_dir must be set to save checkpoints")
-    state = {
-        "counters": vars(distiller.state),
-        "kernels": {name: net.kernels for name, net in distiller._networks().items()},
-        "machine": machine(),
-    }
+    state = {"counters": vars(distiller.state), **_kernels(distiller)}
     step, folder = distiller.state.step, distiller.output_dir
     path = save_checkpoint(folder, step, distiller._buffers(), _identity(distiller), state)
-    prune_checkpoints(folder, distiller.config.checkpoints_total_limit)
+    prune_checkpoints(path, distiller.config.checkpoints_total_limit)
     return path
 
 
-def restore(distiller: Distiller, checkpoint: Path) -> None:
+def begin(distiller: Distiller) -> None:
+    """Take up the run that a Distiller continues, if any: its checkpoint, its kernel choices."""
+    kernels = distiller.output_dir and distiller.output_dir / KERNELS_FILE
+    if kernels and kernels.is_file():
+        try:
+            _pin_kernels(distiller, read_json_object(kernels), kernels)
+        except (OSError, FormatError, KeyError, TypeError) as problem:
+            _log.warning("ignoring the kernel choices in %s: %s", kernels, problem)
+    if distiller._origin is not None:
+        _restore(distiller, distiller._origin)
+
+
+def _restore(distiller: Distiller, checkpoint: Path) -> None:
     """Load buffers, counters and kernel choices of a checkpoint; errors as `load_checkpoint`."""
     manifest = load_checkpoint(checkpoint, distiller._buffers(), _identity(distiller))
-    state = manifest["state"]
-    distiller.state = TrainState(**state["counters"])
-    same_machine = state["machine"] == machine()
-    for name, network in distiller._networks().items():
-        network.weights_changed()
-        if same_machine:
-            network.pin_kernels(state["kernels"][name])
+    _weights_changed(distiller)
+    distiller.state = TrainState(**manifest["state"]["counters"])
+    _pin_kernels(distiller, manifest["state"], checkpoint)
     _log.info("continuing from %s", checkpoint)
-    if not same_machine:
-        _log.warning(
-            "the checkpoint was written on another kind of machine (%s): the run continues, "
-            "but rounding differs in the last bits",
-            state["machine"],
-        )
 
 
 def _identity(distiller: Distiller) -> Identity:
     layout = layout_of(distiller._training.model.core.parameters)
     return Identity(distiller.teacher.fingerprint, layout, distiller.config.to_dict())
+
+
+def _weights_changed(distiller: Distiller) -> None:
+    for network in distiller._networks().values():
+        network.weights_changed()
+
+
+# --------------------------------------------------------------------------------------- kernels
+
+
+def record_kernels(distiller: Distiller) -> None:
+    """Write the kernels chosen so far to the output folder, for a run that is killed early.
+
+    Kernels are chosen by timing, and their choice decides the last bits of every number. Whoever
+    starts a run with this file in its folder (and resume_from_checkpoint="latest") gets the same.
+    """
+    if distiller.output_dir is not None:
+        write_atomically(distiller.output_dir / KERNELS_FILE, to_json(_kernels(distiller)))
+
+
+def _kernels(distiller: Distiller) -> dict[str, Any]:
+    kernels = {name: network.kernels for name, network in distiller._networks().items()}
+    return {"kernels": kernels, "machine": machine()}
+
+
+def _pin_kernels(distiller: Distiller, stored: dict[str, Any], where: Path) -> None:
+    if stored["machine"] != machine():
+        _log.warning(
+            "%s was written on another kind of machine (%s): the run continues, but rounding "
+            "differs in the last bits",
+            where,
+            stored["machine"],
+        )
+        return
+    for name, network in distiller._networks().items():
+        try:
+            network.pin_kernels(stored["kernels"][name])
+        except ValueError as problem:  # written by a version with other kernels
+            _log.warning("%s: %s; choosing kernels anew, which changes last bits", where, problem)
+
+
+# ------------------------------------------------------------------------------------- roll back
+
+
+def remember(distiller: Distiller) -> None:
+    """Keep a copy of the state in memory, where there is no folder for checkpoints."""
+    state, every = distiller.state, distiller.config.checkpointing_steps
+    if distiller.output_dir is None and every and state.step % every == 0:
+        buffers = {name: buffer.copy() for name, buffer in distiller._buffers().items()}
+        distiller._snapshot = Snapshot(state.step, state.updates, buffers)
+
+
+def roll_back(distiller: Distiller) -> str:
+    """Bring back weights, average, moments and update count of the last good state; say which.
+
+    That is the snapshot in memory, else the newest intact checkpoint (one written after a good step
+    if there is one), else the start. The step number goes on, so that the noise is fresh: the same
+    batch would fail in the same way.
+    """
+    buffers, snapshot = distiller._buffers(), distiller._snapshot
+    if snapshot is not None:
+        for name, buffer in buffers.items():
+            buffer[...] = snapshot.buffers[name]
+        distiller.state.updates, where = snapshot.updates, f"step {snapshot.step}"
+    else:
+        for path in sorted(_checkpoints_before(distiller), key=_is_bad):
+            manifest = load_checkpoint(path, buffers, _identity(distiller))
+            distiller.state.updates = manifest["state"]["counters"]["updates"]
+            where = str(path)
+            break
+        else:
+            start = Student.from_teacher(distiller.teacher, distiller._student_info())
+            for name, buffer in buffers.items():
+                buffer[...] = 0.0 if name in ("m", "v") else start.model.weights
+            distiller.state.updates, where = 0, "the start"
+    _weights_changed(distiller)
+    return where
+
+
+def _checkpoints_before(distiller: Distiller) -> Iterator[Path]:
+    """Yield the intact checkpoints of this run, newest first."""
+    folder, origin = distiller.output_dir, distiller._origin
+    paths = [] if folder is None else list_checkpoints(folder)
+    if origin is not None and origin not in paths:
+        paths.append(origin)
+    for path in paths:
+        try:
+            if read_manifest(path)["step"] <= distiller.state.step:
+                yield path
+        except CheckpointError as problem:
+            _log.warning("ignoring a damaged checkpoint: %s", problem)
+
+
+def _is_bad(path: Path) -> bool:
+    return bool(read_manifest(path)["state"]["counters"]["bad_in_a_row"])

@@ -1,4 +1,8 @@
-"""One training step and its bookkeeping: counters, learning rate, and numbers that go wrong."""
+"""One training step and its bookkeeping: counters, learning rate, and numbers that go wrong.
+
+A step with a NaN or Inf anywhere changes no weight. Too many of them bring back the last good state
+at half the learning rate; after two such roll-backs the run ends with TrainingDiverged.
+"""
 
 from __future__ import annotations
 
@@ -6,13 +10,19 @@ import logging
 import math
 from typing import TYPE_CHECKING
 
+import numpy as np
+
+from boot import resume
 from boot.errors import TrainingDiverged
 from boot.interrupts import InterruptGuard
+from boot.network import Network
 
 if TYPE_CHECKING:
     from boot.distiller import Distiller
 
-MAX_BAD_STEPS = 3  # steps in a row without a finite gradient before training is called diverged
+MAX_BAD_IN_A_ROW = 3
+WINDOW, MAX_BAD_IN_WINDOW = 1000, 10  # one percent
+MAX_ROLLBACKS = 2
 
 _log = logging.getLogger("boot")
 
@@ -33,26 +43,25 @@ def take(distiller: Distiller) -> dict[str, float]:
 
 def _step(distiller: Distiller) -> dict[str, float]:
     config, state = distiller.config, distiller.state
-    rate = (config.learning_rate or 0.0) * config.learning_rate_factor(state.step)
+    course = config.learning_rate_factor(state.step)
+    rate = (config.learning_rate or 0.0) * course * state.rate_factor
     bootstrap = boundary = norm = math.nan
     try:
         losses = distiller._loss_and_gradient(distiller._draw())
         bootstrap, boundary = losses.bootstrap, losses.boundary
-        norm = distiller._update(losses, rate)
+        try:
+            norm = distiller._update(losses, rate)
+        except FloatingPointError as problem:
+            culprit = worst_gradient(distiller._training.model)
+            raise FloatingPointError(f"{problem}: {culprit}") from problem
     except FloatingPointError as problem:
-        state.skipped += 1
-        state.bad_in_a_row += 1
-        _log.warning("step %d skipped, weights unchanged: %s", state.step + 1, problem)
-        if state.bad_in_a_row >= MAX_BAD_STEPS:
-            raise TrainingDiverged(
-                f"{state.bad_in_a_row} steps in a row up to step {state.step + 1} had numbers "
-                f"that are not finite ({problem}); the weights are those of the last good "
-                "step; try a lower learning_rate or a smaller t_max"
-            ) from problem
+        state.step += 1
+        _skipped(distiller, problem)
     else:
+        state.step += 1
         state.updates += 1
         state.bad_in_a_row = 0
-    state.step += 1
+        resume.remember(distiller)
     return {
         "step": state.step,
         "loss": bootstrap + boundary,
@@ -61,4 +70,53 @@ def _step(distiller: Distiller) -> dict[str, float]:
         "learning_rate": rate,
         "grad_norm": norm,
         "skipped": state.skipped,
+        "rollbacks": state.rollbacks,
     }
+
+
+def _skipped(distiller: Distiller, problem: FloatingPointError) -> None:
+    """Count a step that changed nothing; roll back, or give up, when there were too many."""
+    state = distiller.state
+    state.skipped += 1
+    state.bad_in_a_row += 1
+    recent = [step for step in state.bad_steps if step > state.step - WINDOW]
+    state.bad_steps = [*recent, state.step]
+    _log.warning("step %d skipped, weights unchanged: %s", state.step, problem)
+    if state.bad_in_a_row >= MAX_BAD_IN_A_ROW:
+        what = f"{state.bad_in_a_row} steps in a row up to step {state.step}"
+    elif len(state.bad_steps) >= MAX_BAD_IN_WINDOW:
+        what = f"{len(state.bad_steps)} of the last {WINDOW} steps up to step {state.step}"
+    else:
+        return
+    if state.rollbacks >= MAX_ROLLBACKS:
+        raise TrainingDiverged(
+            f"{what} had numbers that are not finite, after {state.rollbacks} roll-backs; the last "
+            f"one: {problem}; the weights are those of the last good step; try a lower "
+            "learning_rate or a smaller t_max"
+        ) from problem
+    where = resume.roll_back(distiller)
+    state.rollbacks += 1
+    state.rate_factor /= 2
+    state.bad_in_a_row, state.bad_steps = 0, []
+    _log.warning(
+        "%s had numbers that are not finite: back to the weights of %s, learning rate times %g",
+        what,
+        where,
+        state.rate_factor,
+    )
+
+
+def worst_gradient(network: Network) -> str:
+    """Name the parameter whose gradient is not finite, or else the one with the largest number."""
+    grads, bad, largest = network.core.grads, [], ("", -1.0)
+    for name, shape, offset in network.core.parameters:
+        part = grads[offset : offset + math.prod(shape)]
+        count = part.size - np.count_nonzero(np.isfinite(part))
+        if count:
+            bad.append(f"{name} has {count} NaN or Inf among {part.size} numbers")
+        elif (size := float(np.abs(part).max())) > largest[1]:
+            largest = (name, size)
+    if not bad:
+        return f"the gradient of {largest[0]} is as large as {largest[1]:g}"
+    more = f", and {len(bad) - 1} more tensors" if len(bad) > 1 else ""
+    return f"the gradient of {bad[0]}{more}"

@@ -13,6 +13,7 @@ from boot.diffusers_io import fingerprint, load_pipeline
 from boot.errors import (
     UnsupportedModel,
     check_choice,
+    check_computed,
     check_float,
     check_int,
 )
@@ -148,10 +149,12 @@ class Teacher:
 
         x: (N,C,H,W) float32; t: (N,) times in (0, 1]; labels: (N,) int64 or None. Unchecked: for
         loops whose inputs are right by construction. clip: None for the teacher's own. w: (N,)
-        guidance scales; None: the one of `guidance`.
+        guidance scales; None: the one of `guidance`. Raises FloatingPointError if the network's
+        output is not finite.
         """
         scales = guidance.scales(t, w)
         output = guided_output(self.model, x, self.schedule.index(t), labels, guidance, scales)
+        check_computed("the teacher's output", output)  # before the clip, which would hide an Inf
         alpha, sigma = self.schedule.alpha_sigma(t)
         return (clip or self.clip).signal(self.scheduler.prediction_type, output, x, alpha, sigma)
 

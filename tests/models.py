@@ -81,3 +81,12 @@ def pin_like(distiller: Distiller, other: Distiller) -> None:
     """Kernels are chosen by timing: the same choice gives the same bits."""
     for name, network in distiller._networks().items():
         network.pin_kernels(other._networks()[name].kernels)
+
+
+def poison(distiller: Distiller, on: bool, value: float = np.nan) -> None:
+    """Make every output of the teacher NaN (or another value), or right again."""
+    model = distiller.teacher.model
+    vars(model).pop("forward", None)
+    if on:
+        real = model.forward
+        model.forward = lambda *args: np.full_like(real(*args), value)  # type: ignore[method-assign]

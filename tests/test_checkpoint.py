@@ -237,18 +237,19 @@ def test_leftovers_and_other_folders_are_not_checkpoints(tmp_path):
     assert find_latest(tmp_path / "nowhere") is None
 
 
-def test_old_ones_are_deleted_after_the_newest_was_verified(tmp_path):
-    for step in (1, 2, 3, 4):
-        write(tmp_path, step)
-    prune_checkpoints(tmp_path, None)
+def test_old_ones_are_deleted_after_the_new_one_was_verified(tmp_path):
+    paths = {step: write(tmp_path, step) for step in (1, 2, 3, 4)}
+    prune_checkpoints(paths[4], None)
     assert len(list_checkpoints(tmp_path)) == 4
-    flip(tmp_path / "checkpoint-4/state.safetensors")
+    flip(paths[4] / "state.safetensors")
     with pytest.raises(CheckpointError, match="checkpoint-4"):
-        prune_checkpoints(tmp_path, 2)
+        prune_checkpoints(paths[4], 2)
     assert len(list_checkpoints(tmp_path)) == 4
     write(tmp_path, 4)  # written again over the damaged one
-    prune_checkpoints(tmp_path, 2)
+    prune_checkpoints(paths[4], 2)
     assert [p.name for p in list_checkpoints(tmp_path)] == ["checkpoint-4", "checkpoint-3"]
+    prune_checkpoints(paths[3], 1)  # the one just written stays, even if it is not the newest
+    assert [p.name for p in tmp_path.iterdir()] == ["checkpoint-3"]
 
 
 # --------------------------------------------------------------------------------- failing writes

@@ -122,7 +122,7 @@ def test_every_setting_has_a_flag_with_its_own_help():
     assert vars(spelled) == {"output_dir": "x", "t_max": None, "clip_sample": False}
 
 
-def test_ctrl_c_ends_a_run_with_130_a_checkpoint_and_advice(folders, tmp_path):
+def test_ctrl_c_ends_a_run_with_75_a_checkpoint_and_advice(folders, tmp_path):
     out = tmp_path / "out"
     command = [
         *(sys.executable, "-m", "boot", "distill", str(folders / "teacher"), *QUICK),
@@ -135,7 +135,7 @@ def test_ctrl_c_ends_a_run_with_130_a_checkpoint_and_advice(folders, tmp_path):
             time.sleep(0.05)
         process.send_signal(signal.SIGINT)
         _, stderr = process.communicate(timeout=60)
-    assert process.returncode == 130
+    assert process.returncode == 75
     found = re.search(r"interrupted at step (\d+); continue with --resume-from-checkpoint", stderr)
     assert found, stderr
     assert (out / f"checkpoint-{found[1]}/manifest.json").exists()

@@ -159,7 +159,7 @@ def test_step_returns_the_numbers_of_the_step():
     for line in logs:
         assert set(line) == {
             *("step", "loss", "loss_bootstrap", "loss_boundary"),
-            *("learning_rate", "grad_norm", "skipped"),
+            *("learning_rate", "grad_norm", "skipped", "rollbacks"),
         }
         assert line["loss"] == line["loss_bootstrap"] + line["loss_boundary"]
         assert all(np.isfinite(value) for value in line.values())

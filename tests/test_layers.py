@@ -37,7 +37,8 @@ LAYERS = [
     teacher model_card student_info
     export
     student resolve checkpoint callbacks
-    resume steps
+    resume
+    steps
     fit evaluation describe
     distiller
     report

@@ -8,6 +8,7 @@
 #include "base/memory.h"
 
 enum { BLOCK = 16384, LANES = 16 };
+static const double LARGEST_NORM = 1e19; /* the square of a larger float is infinite */
 
 /* Sum of squares of up to BLOCK floats; 16 partial sums so that compilers vectorise it in a fixed
  * order. */
@@ -80,9 +81,14 @@ boot_status boot_adamw_step(const boot_adamw_config *c, int64_t count, float *we
     if (!isfinite(*norm))
         return boot_fail(BOOT_ERR_NONFINITE, "gradient norm is %g, expected a finite number",
                          *norm);
-    const double clip = c->max_grad_norm > 0 ? c->max_grad_norm / (*norm + 1e-6) : 1;
+    double clip = c->max_grad_norm > 0 ? c->max_grad_norm / (*norm + 1e-6) : 1;
+    if (clip > 1) clip = 1;
+    if (*norm * clip > LARGEST_NORM)
+        return boot_fail(BOOT_ERR_NONFINITE,
+                         "gradient norm is %g after clipping, expected at most %g", *norm * clip,
+                         LARGEST_NORM);
     const update_terms terms = {
-        .clip = (float)(clip < 1 ? clip : 1),
+        .clip = (float)clip,
         .b1 = (float)c->beta1,
         .one_b1 = (float)(1 - c->beta1),
         .one_b2 = (float)(1 - c->beta2),

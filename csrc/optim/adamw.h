@@ -18,7 +18,7 @@ typedef struct {
      g' = g min(1, max_grad_norm / (norm + 1e-6))       m = b1 m + (1 - b1) g'    v = b2 v + (1 -
    b2) g'^2 w -= lr weight_decay w + lr (m / (1 - b1^step)) / (sqrt(v / (1 - b2^step)) + epsilon)
    (Loshchilov and Hutter 2019). BOOT_ERR_NONFINITE, with nothing changed, when a gradient is not
-   finite. */
+   finite, or so large that its square is not. */
 boot_status boot_adamw_step(const boot_adamw_config *config, int64_t count, float *weights,
                             const float *grads, float *m, float *v, float *ema, double *norm);
 
