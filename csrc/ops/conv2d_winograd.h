@@ -1,0 +1,70 @@
+/* conv2d_winograd.h: what the three files of our Winograd kernel share: tiles, cuts and transforms.
+ */
+#ifndef BOOT_CONV2D_WINOGRAD_H
+#define BOOT_CONV2D_WINOGRAD_H
+
+#include "base/gemm.h"
+#include "ops/conv2d.h"
+
+enum { PLANES = 36, PAD = 16 };
+
+/* Images on one side of the convolution: size, channels, pixel stride. */
+typedef struct {
+    int64_t H, W, channels, ld;
+} boot_tile_map;
+
+/* Where finished tiles go, and what is added on the way. */
+typedef struct {
+    float *y;
+    const float *bias, *temb, *residual;
+    int64_t ldr, ldt;
+    float scale;
+    bool accumulate;
+} boot_tile_out;
+
+typedef struct {
+    void (*input_tile)(const boot_tile_map *, const float *image, int64_t h0, int64_t w0, float *v,
+                       int64_t plane);
+    void (*grad_tile)(const boot_tile_map *, const float *image, int64_t h0, int64_t w0, float *v,
+                      int64_t plane);
+    void (*output_tile)(const boot_tile_map *, const boot_tile_out *, const float *m, int64_t plane,
+                        int64_t n, int64_t h0, int64_t w0);
+    void (*weight_panel)(int64_t outputs, int64_t K, const float *w, int64_t so, int64_t sk,
+                         bool flip, float *u, int64_t plane);
+    void (*weight_grad)(int64_t outputs, const float *du, int64_t plane, float *dw, int64_t so);
+} boot_tile_transforms;
+
+/* Those of the best instruction set. */
+const boot_tile_transforms *boot_tile_transforms_for_isa(void);
+
+static inline int64_t boot_round_up(int64_t x, int64_t to) { return (x + to - 1) / to * to; }
+
+/* Row strides are padded by a cache line: a multiple of 4096 bytes would put all rows into one
+ * cache set. */
+static inline int64_t boot_tile_row(int64_t channels) { return boot_round_up(channels, 32) + PAD; }
+
+/* How tiles are cut: `tiles` over all images, `block` of them at a time, pixel strides and plane
+   strides of transformed inputs (v) and products (m), in floats. */
+typedef struct {
+    int64_t th, tw, tiles, block, blocks;
+    int64_t ldv, ldm, plane_v, plane_m;
+    bool shared; /* threads share each stage of one block; else each takes whole blocks */
+} boot_tile_cut;
+
+static inline int64_t boot_tile_rows(const boot_tile_cut *k, int64_t block) {
+    const int64_t left = k->tiles - block * k->block;
+    return left < k->block ? left : k->block;
+}
+
+static inline void boot_tile_position(const boot_tile_cut *k, int64_t tile, int64_t *n, int64_t *h0,
+                                      int64_t *w0) {
+    *n = tile / (k->th * k->tw);
+    *h0 = tile % (k->th * k->tw) / k->tw * 4;
+    *w0 = tile % k->tw * 4;
+}
+
+/* Weight gradient, and the floats of scratch that it needs (conv2d_winograd_weights.c). */
+boot_status boot_winograd_weights(const boot_conv_shape *s, const boot_conv_args *t);
+int64_t boot_winograd_weights_scratch(const boot_conv_shape *s);
+
+#endif

@@ -1,0 +1,125 @@
+/* conv2d_winograd_weights.c: the weight gradient of conv2d_winograd.c.
+ *
+ *   dg = G^T [ sum_tiles (B^T d B) . (A dy A^T) ] G
+ *
+ * The sums over tiles are 36 matrix products V^T D, one per plane. */
+#include <omp.h>
+
+#include "ops/conv2d_winograd.h"
+
+enum { GRAD_BLOCK = 96, FEW_TILES = 128, ROWS = 96, FEW_ROWS = 48 };
+
+/* Always in shared blocks; all tiles in one where they are few. */
+static boot_tile_cut grad_cut(const boot_conv_shape *s) {
+    boot_tile_cut k = {.th = (s->H + 3) / 4,
+                       .tw = (s->W + 3) / 4,
+                       .ldv = boot_tile_row(s->I),
+                       .ldm = boot_tile_row(s->O),
+                       .shared = true};
+    k.tiles = s->N * k.th * k.tw;
+    k.block = k.tiles <= FEW_TILES ? k.tiles : GRAD_BLOCK;
+    k.blocks = (k.tiles + k.block - 1) / k.block;
+    k.plane_v = k.block * k.ldv + PAD, k.plane_m = k.block * k.ldm + PAD;
+    return k;
+}
+
+/* One weight gradient under way. v, d: transformed inputs and gradients of a block. du: (36, I,
+   ldm) sums over the blocks so far, or, with one block only, (36, FEW_ROWS, nr) of a thread. */
+typedef struct {
+    const boot_conv_shape *s;
+    const boot_conv_args *t;
+    const boot_tile_transforms *f;
+    boot_panel_fn panel;
+    int nr;
+    boot_tile_cut cut;
+    float *v, *d, *du;
+} grad_pass;
+
+static int64_t plane_of_few(int nr) { return FEW_ROWS * nr + PAD; }
+
+/* Transforms of block b; the tiles are shared out among the threads. */
+static void transform_block(const grad_pass *p, int64_t b) {
+    const boot_conv_shape *s = p->s;
+    const boot_tile_cut *k = &p->cut;
+    const boot_tile_map in = {s->H, s->W, s->I, p->t->ldx}, out = {s->H, s->W, s->O, p->t->ldy};
+#pragma omp for schedule(static)
+    for (int64_t i = 0; i < boot_tile_rows(k, b); i++) {
+        int64_t n, h0, w0;
+        boot_tile_position(k, b * k->block + i, &n, &h0, &w0);
+        p->f->input_tile(&in, p->t->x + n * s->H * s->W * in.ld, h0 - 1, w0 - 1, p->v + i * k->ldv,
+                         k->plane_v);
+        p->f->grad_tile(&out, p->t->dy + n * s->H * s->W * out.ld, h0, w0, p->d + i * k->ldm,
+                        k->plane_m);
+    }
+}
+
+/* One block holds all tiles: a thread finishes 36 small sums in its cache and turns them into
+   weights at once, so that the large dU is never written. */
+static void finish_few(const grad_pass *p) {
+    const boot_conv_shape *s = p->s;
+    const boot_tile_cut *k = &p->cut;
+    const int64_t parts = (s->I + FEW_ROWS - 1) / FEW_ROWS, plane = plane_of_few(p->nr);
+    const int64_t panels = (s->O + p->nr - 1) / p->nr;
+    float *du = p->du + omp_get_thread_num() * PLANES * plane;
+#pragma omp for collapse(2) schedule(static)
+    for (int64_t j = 0; j < panels; j++)
+        for (int64_t part = 0; part < parts; part++) {
+            const int64_t i = part * FEW_ROWS, o = j * p->nr;
+            const int64_t rows = s->I - i < FEW_ROWS ? s->I - i : FEW_ROWS;
+            for (int64_t q = 0; q < PLANES; q++)
+                p->panel(rows, k->tiles, p->v + q * k->plane_v + i, 1, k->ldv,
+                         p->d + q * k->plane_m + o, k->ldm, NULL, du + q * plane, p->nr, false);
+            for (int64_t r = 0; r < rows; r++)
+                p->f->weight_grad(s->O - o < p->nr ? s->O - o : p->nr, du + r * p->nr, plane,
+                                  p->t->dweight + 9 * (i + r) + o * 9 * s->I, 9 * s->I);
+        }
+}
+
+/* dU += V^T D over block b, planes and rows of dU shared out among the threads. */
+static void add_products(const grad_pass *p, int64_t b, int64_t plane_u) {
+    const boot_conv_shape *s = p->s;
+    const boot_tile_cut *k = &p->cut;
+    const int64_t parts = (s->I + ROWS - 1) / ROWS;
+#pragma omp for collapse(2) schedule(static)
+    for (int64_t q = 0; q < PLANES; q++)
+        for (int64_t part = 0; part < parts; part++) {
+            const int64_t i = part * ROWS, M = s->I - i < ROWS ? s->I - i : ROWS;
+            for (int64_t j = 0; j < s->O; j += p->nr)
+                p->panel(M, boot_tile_rows(k, b), p->v + q * k->plane_v + i, 1, k->ldv,
+                         p->d + q * k->plane_m + j, k->ldm, NULL,
+                         p->du + q * plane_u + i * k->ldm + j, k->ldm, b > 0);
+        }
+}
+
+boot_status boot_winograd_weights(const boot_conv_shape *s, const boot_conv_args *t) {
+    grad_pass p = {s,    t,   boot_tile_transforms_for_isa(), NULL, 0, grad_cut(s), t->scratch,
+                   NULL, NULL};
+    const boot_tile_cut *k = &p.cut;
+    const int64_t plane_u = s->I * k->ldm + PAD;
+    p.panel = boot_gemm_panel(&p.nr);
+    p.d = p.v + PLANES * k->plane_v;
+    p.du = p.d + PLANES * k->plane_m;
+#pragma omp parallel if (k->tiles * s->I * s->O * PLANES > 200000)
+    {
+        for (int64_t b = 0; b < k->blocks; b++) {
+            transform_block(&p, b);
+            if (k->blocks == 1)
+                finish_few(&p);
+            else
+                add_products(&p, b, plane_u);
+        }
+#pragma omp for schedule(static)
+        for (int64_t i = 0; i < (k->blocks == 1 ? 0 : s->I); i++)
+            p.f->weight_grad(s->O, p.du + i * k->ldm, plane_u, t->dweight + 9 * i, 9 * s->I);
+    }
+    return BOOT_OK;
+}
+
+int64_t boot_winograd_weights_scratch(const boot_conv_shape *s) {
+    const boot_tile_cut k = grad_cut(s);
+    int nr;
+    boot_gemm_panel(&nr);
+    return PLANES *
+           (k.plane_v + k.plane_m +
+            (k.blocks == 1 ? omp_get_max_threads() * plane_of_few(nr) : s->I * k.ldm + PAD));
+}
