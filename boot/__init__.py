@@ -13,7 +13,7 @@ from boot._version import __version__
 
 if TYPE_CHECKING:
     from boot._core import get_num_threads, set_num_threads, show_config
-    from boot.callbacks import Callback, History
+    from boot.callbacks import Callback, EarlyStopping, History
     from boot.config import DistillConfig
     from boot.distiller import Distiller
     from boot.errors import (
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
         ConfigError,
         FormatError,
         ResumeMismatch,
+        TeacherError,
         TrainingDiverged,
         UnsupportedModel,
     )
@@ -37,6 +38,7 @@ _EXPORTS = {
     "DistillConfig": "config",
     "Callback": "callbacks",
     "History": "callbacks",
+    "EarlyStopping": "callbacks",
     "show_config": "_core",
     "set_num_threads": "_core",
     "get_num_threads": "_core",
@@ -48,6 +50,7 @@ _EXPORTS = {
             "ConfigError",
             "FormatError",
             "ResumeMismatch",
+            "TeacherError",
             "TrainingDiverged",
             "UnsupportedModel",
         ),
@@ -62,6 +65,7 @@ __all__ = [  # noqa: RUF022 - in the order of use
     "DistillConfig",
     "Callback",
     "History",
+    "EarlyStopping",
     "show_config",
     "set_num_threads",
     "get_num_threads",
@@ -71,6 +75,7 @@ __all__ = [  # noqa: RUF022 - in the order of use
     "ConfigError",
     "FormatError",
     "ResumeMismatch",
+    "TeacherError",
     "TrainingDiverged",
     "UnsupportedModel",
     "__version__",

@@ -11,11 +11,12 @@ import logging
 import math
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from boot.config import DistillConfig
+from boot.errors import ConfigError, check_float, check_int, shown
 from boot.files import append, write_atomically
 
 if TYPE_CHECKING:
@@ -94,7 +95,10 @@ class Callback:
 
 
 class History(Callback):
-    """Collects the logged numbers: `.history` maps each name to its values over time."""
+    """Collects the logged numbers: `.history` maps each name to its values over time.
+
+    All lists are as long as `history["step"]`; None stands where a number was not measured.
+    """
 
     def __init__(self) -> None:
         """Start empty."""
@@ -105,8 +109,10 @@ class History(Callback):
         self, config: DistillConfig, state: TrainState, control: Control, **kwargs: Any
     ) -> None:
         """Append the numbers of this step."""
-        for name, value in kwargs["logs"].items():
-            self.history.setdefault(name, []).append(value)
+        logs = kwargs["logs"]
+        count = max(map(len, self.history.values()), default=0)
+        for name in {**self.history, **logs}:
+            self.history.setdefault(name, [None] * count).append(logs.get(name))
 
     def to_dict(self) -> dict[str, list[Any]]:
         """Return a copy of the history as plain lists."""
@@ -126,6 +132,7 @@ class ProgressBar(Callback):
         """Create the bar when training begins."""
         self._bar: Any = None
         self._loss = math.nan
+        self._paired = ""
         self._last_line = 0.0
 
     def on_train_begin(
@@ -147,12 +154,15 @@ class ProgressBar(Callback):
         loss = kwargs["logs"]["loss"]
         if math.isfinite(loss):
             self._loss = loss if math.isnan(self._loss) else 0.98 * self._loss + 0.02 * loss
+        if "paired_error" in kwargs["logs"]:
+            self._paired = f", paired error {kwargs['logs']['paired_error']:.4f}"
+        text = f"loss {self._loss:.4f}{self._paired}"
         if self._bar is not None:
-            self._bar.set_postfix(loss=f"{self._loss:.4f}", refresh=False)
+            self._bar.set_postfix_str(text, refresh=False)
             self._bar.update(state.step - self._bar.n)
         elif time.monotonic() - self._last_line >= 10.0:  # a log file wants few lines
             self._last_line = time.monotonic()
-            _log.info("step %d of %d, loss %.4f", state.step, config.max_train_steps, self._loss)
+            _log.info("step %d of %d, %s", state.step, config.max_train_steps, text)
 
     def on_train_end(
         self, config: DistillConfig, state: TrainState, control: Control, **kwargs: Any
@@ -255,3 +265,60 @@ class SampleGrid(Callback):
                 save_grid(self._folder / f"step-{state.step:06d}.png", images)
             except OSError as problem:
                 _log.warning("sample grid not written, training goes on: %s", problem)
+
+
+class EarlyStopping(Callback):
+    """Stops a run when a number that should fall has not fallen for `patience` measurements.
+
+    monitor: a name in the logs; `paired_error` is measured every `eval_steps` steps. min_delta: a
+    smaller decrease does not count. A resumed run goes on counting from its log.jsonl.
+    """
+
+    def __init__(
+        self, patience: int = 5, min_delta: float = 0.0, monitor: str = "paired_error"
+    ) -> None:
+        """Check the arguments; TypeError or ValueError."""
+        self.patience = check_int("patience", patience, 1)
+        self.min_delta = check_float("min_delta", min_delta, 0)
+        if not isinstance(monitor, str):
+            raise TypeError(f"monitor must be a string, got {shown(monitor)}")
+        self.monitor = monitor
+        self.best, self.best_step, self.waited = math.inf, 0, 0
+
+    def on_train_begin(
+        self, config: DistillConfig, state: TrainState, control: Control, **kwargs: Any
+    ) -> None:
+        """Start afresh, or from what the log of this run holds."""
+        if self.monitor.startswith("paired_error") and not config.eval_steps:
+            raise ConfigError(f"eval_steps must be > 0 for EarlyStopping on {self.monitor}, got 0")
+        self.best, self.best_step, self.waited = math.inf, 0, 0
+        folder = kwargs["distiller"].output_dir
+        if state.step and folder is not None and (folder / LOG_FILE).exists():
+            for line in _lines_up_to(folder / LOG_FILE, state.step):
+                self._take(json.loads(line))
+
+    def on_log(
+        self, config: DistillConfig, state: TrainState, control: Control, **kwargs: Any
+    ) -> None:
+        """Ask for the end of training if it is time."""
+        if self._take(kwargs["logs"]) and self.waited >= self.patience:
+            control.should_training_stop = True
+            _log.info(
+                "stopping at step %d: %s has not fallen below %.4g (step %d) in %d measurements",
+                state.step,
+                self.monitor,
+                self.best,
+                self.best_step,
+                self.waited,
+            )
+
+    def _take(self, logs: Mapping[str, Any]) -> bool:
+        """Count one log line; return whether it had the number. One that is not finite counts."""
+        if self.monitor not in logs:
+            return False
+        value = logs[self.monitor]
+        if value is not None and value < self.best - self.min_delta:
+            self.best, self.best_step, self.waited = value, int(logs["step"]), 0
+        else:
+            self.waited += 1
+        return True

@@ -45,7 +45,8 @@ FORMAT_VERSION = 1
 # the end of the learning rate's course, which is what continuing for longer means.
 FREE_SETTINGS = frozenset(
     "max_train_steps output_dir num_threads logging_steps sample_steps num_sample_images "
-    "checkpointing_steps checkpoints_total_limit resume_from_checkpoint report_to".split()
+    "checkpointing_steps checkpoints_total_limit resume_from_checkpoint report_to check_teacher "
+    "eval_steps".split()
 )
 
 _NAME = re.compile(r"checkpoint-(\d{1,12})", re.ASCII)

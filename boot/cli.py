@@ -1,4 +1,4 @@
-"""The command `boot`: distill, sample, evaluate, info and demo.
+"""The command `boot`: distill, sample, evaluate, check, info and demo.
 
 Errors are one line on stderr and a non-zero exit code: 2 for a wrong command line, 1 for anything
 else. `distill` saves and exits with 75 on Ctrl-C, SIGTERM and SIGUSR1 (130 and 128 + n for a second
@@ -100,6 +100,7 @@ def build_parser() -> Parser:
     _add_distill(add("distill", distill, "distil a diffusers teacher into a one-step student"))
     _add_sample(add("sample", sample, "generate images with a student or a teacher"))
     _add_evaluate(add("evaluate", evaluate, "compare a student with its teacher and real images"))
+    _add_check(add("check", check, "look for what would waste a training run, in seconds"))
     _add_info(add("info", info, "say what a folder holds"))
     demo_parser = add("demo", demo, "distil the digits teacher that comes with boot, and show it")
     demo_parser.add_argument(
@@ -151,6 +152,16 @@ def _add_evaluate(parser: Parser) -> None:
     parser.add_argument("--num-threads", type=_integer, metavar="N", help="CPU threads")
 
 
+def _add_check(parser: Parser) -> None:
+    parser.add_argument("teacher", metavar="TEACHER", help="diffusers pipeline folder")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser.add_argument("--config", metavar="FILE", help="JSON file of settings; flags go first")
+    parser.add_argument(
+        "--class-labels", type=_integers, metavar="0,1,2", help="labels the student is wanted for"
+    )
+    add_config_flags(parser)
+
+
 def _add_info(parser: Parser) -> None:
     parser.add_argument("folder", metavar="FOLDER", help="folder of a student or a teacher")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
@@ -177,11 +188,9 @@ def distill(arguments: argparse.Namespace) -> int:
 
 
 def _distill(arguments: argparse.Namespace) -> int:
-    from boot.config import DistillConfig
     from boot.distiller import Distiller
 
-    config = DistillConfig.load(arguments.config) if arguments.config else DistillConfig()
-    config = config.replace(**config_values(arguments))
+    config = _config(arguments)
     if config.output_dir is None:
         raise UsageError("--output-dir must be given: the folder for the student")
     distiller = Distiller(arguments.teacher, config)
@@ -195,6 +204,14 @@ def _distill(arguments: argparse.Namespace) -> int:
         return EXIT_STOPPED
     print(f"student of {distiller.state.step} steps saved in {config.output_dir}")
     return 0
+
+
+def _config(arguments: argparse.Namespace) -> Any:
+    """Return the settings of the file of --config, if any, and of the flags."""
+    from boot.config import DistillConfig
+
+    config = DistillConfig.load(arguments.config) if arguments.config else DistillConfig()
+    return config.replace(**config_values(arguments))
 
 
 def _load(folder: str) -> Any:
@@ -290,6 +307,16 @@ def evaluate(arguments: argparse.Namespace) -> int:
     )
     _print_facts(numbers, arguments.json)
     return 0
+
+
+def check(arguments: argparse.Namespace) -> int:
+    """Run `boot check`: exit code 1 if there is a problem."""
+    from boot.distiller import Distiller
+
+    config = _config(arguments).replace(output_dir=None, resume_from_checkpoint=None)
+    report = Distiller(arguments.teacher, config).check(class_labels=arguments.class_labels)
+    print(json.dumps(report.to_dict()) if arguments.json else report)
+    return 0 if report.ok else EXIT_ERROR
 
 
 def info(arguments: argparse.Namespace) -> int:

@@ -214,6 +214,13 @@ class DistillConfig:
     )
     logging_steps: int = setting(10, int, "steps between log lines", lo=1)
     sample_steps: int = setting(500, int, "steps between sample grids; 0: none", lo=0)
+    eval_steps: int = setting(
+        100,
+        int,
+        "steps between measurements of the paired error (student against teacher ODE, "
+        "same noise); 0: none",
+        lo=0,
+    )
     num_sample_images: int = setting(16, int, "images in a sample grid", lo=1, hi=4096)
     checkpointing_steps: int = setting(500, int, "steps between checkpoints; 0: none", lo=0)
     checkpoints_total_limit: int | None = setting(
@@ -221,6 +228,9 @@ class DistillConfig:
     )
     resume_from_checkpoint: str | None = setting(
         None, str, "checkpoint folder to continue from, or 'latest'; None: start afresh"
+    )
+    check_teacher: bool = setting(
+        True, bool, "ask the teacher a few questions before the first step: is it what it says?"
     )
     report_to: str = setting(
         "jsonl", str, "where the numbers of each logged step go", choices=REPORTERS

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from boot import _core, resume, steps
 from boot.callbacks import Callback, History, TrainState
+from boot.check import CheckReport, check
 from boot.checkpoint import resolve_resume
 from boot.config import DistillConfig
 from boot.errors import check_computed, check_int, shown, type_name
@@ -274,6 +275,10 @@ class Distiller:
             teacher={"name": self.teacher.name, "sha256": self.teacher.fingerprint},
             training={"steps": self.state.step, "config": config.to_dict()},
         )
+
+    def check(self, *, class_labels: Any = None) -> CheckReport:
+        """Look for what would waste the run, in seconds; see `check.check`. Trains nothing."""
+        return check(self, class_labels=class_labels)
 
     def evaluate(self, num_images: int = 2000, **options: Any) -> dict[str, Any]:
         """Compare the student with its teacher, and with real images if a reference is given.

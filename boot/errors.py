@@ -49,6 +49,10 @@ class TrainingDiverged(BootError, ArithmeticError):
     """Training gave NaN or Inf again after two roll-backs; the message names step and tensor."""
 
 
+class TeacherError(BootError, ValueError):
+    """A teacher does not behave as its config says; the message names the time or the setting."""
+
+
 class ConfigError(BootError, ValueError):
     """A configuration has an unknown key or a value out of range."""
 

@@ -29,16 +29,19 @@ def teacher_signals(
     noise: Images,
     labels: Any,
     *,
-    delta: float,
+    delta: float = 0.0,
     solver: str = "euler",
+    times: Float64 | None = None,
 ) -> tuple[Float64, list[Images]]:
     """Return the times and signals y of the teacher's ODE from t_max to t_min in steps of delta.
 
-    noise: (N,C,H,W); labels: (N,) or None. Guidance is the student's. This is the path that the
-    student was trained to jump along: with its own delta and solver, the fixed point of its loss.
+    noise: (N,C,H,W); labels: (N,) or None. times: falling, instead of steps of delta. Guidance is
+    the student's. This is the path that the student was trained to jump along: with its own delta
+    and solver, the fixed point of its loss.
     """
     info = student.info
-    times = training_times(teacher.schedule, info.t_max, info.t_min, delta)
+    if times is None:
+        times = training_times(teacher.schedule, info.t_max, info.t_min, delta)
     guidance, clip = teaching_of(info, teacher)
     size = teacher.model.chunk_size(noise.shape[2], noise.shape[3])
     parts: list[list[Images]] = []

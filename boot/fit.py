@@ -22,10 +22,12 @@ from boot.callbacks import (
     SampleGrid,
     TensorBoardLog,
 )
+from boot.check import check_before_training
 from boot.checkpoint import find_latest
 from boot.errors import BootWarning, CheckpointError
 from boot.files import locked_folder, remove_leftovers, sync_file
 from boot.interrupts import EXIT_STOPPED, STOP_SIGNALS, InterruptGuard
+from boot.pairs import PairedError
 
 if TYPE_CHECKING:
     from boot.distiller import Distiller
@@ -63,6 +65,8 @@ def _train(
     distiller: Distiller, callbacks: Iterable[Callback], guard: InterruptGuard
 ) -> tuple[History, CheckpointError | None]:
     """Run the loop between on_train_begin and on_train_end."""
+    if distiller.config.check_teacher and distiller.state.step == 0:
+        check_before_training(distiller)
     history, control = History(), Control()
     hooks = [history, *_built_in(distiller), *callbacks]
 
@@ -145,7 +149,9 @@ def _report(distiller: Distiller, failed: CheckpointError, interrupted: bool) ->
 
 def _built_in(distiller: Distiller) -> list[Callback]:
     config, folder = distiller.config, distiller.output_dir
-    built_in: list[Callback] = [ProgressBar()]
+    # PairedError goes first: its numbers join the logs that the others show.
+    pictures = None if folder is None else folder / SAMPLES_FOLDER
+    built_in: list[Callback] = [PairedError(pictures), ProgressBar()]
     if folder is not None:
         if config.report_to == "jsonl":
             built_in.append(JsonlLog(folder / LOG_FILE))

@@ -23,6 +23,7 @@ class Stream(enum.IntEnum):
     TRAIN_GUIDANCE = 3
     SAMPLE_NOISE = 16
     SECOND_NOISE = 17  # fresh noise for images that are made already
+    CHECK_NOISE = 18
     FIRST_WEIGHTS = 32
 
 

@@ -26,7 +26,7 @@ MAY_INCLUDE = {
 LAYERS = [
     line.split()
     for line in """
-    _version errors noise interrupts _onednn
+    _version errors noise interrupts _onednn htmlparts
     __init__
     _core
     files distances scheduler_config unet_config options
@@ -36,10 +36,12 @@ LAYERS = [
     samplers
     teacher model_card student_info
     export
-    student resolve checkpoint callbacks
-    resume
+    student resolve checkpoint callbacks probe
+    resume check
     steps
-    fit evaluation describe
+    evaluation describe
+    pairs
+    fit
     distiller
     report
     demo

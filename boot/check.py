@@ -1,0 +1,339 @@
+"""`Distiller.check()`: what would go wrong, found in seconds and before the first training step.
+
+The numbers behind the findings come from `probe`; here they get their limits and their words.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import resource
+import sys
+import time
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from boot import _core
+from boot.errors import TeacherError, check_labels
+from boot.guidance import Guidance
+from boot.htmlparts import bullets, facts_table
+from boot.network import Images
+from boot.probe import SCHEDULE_LIMIT, TYPE_LIMIT, Evidence, Probe, time_of
+from boot.schedule import Schedule
+
+if TYPE_CHECKING:
+    from boot.distiller import Distiller
+
+PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")
+SCHEDULES: dict[str, dict[str, Any]] = {
+    "linear": {"beta_schedule": "linear", "beta_start": 1e-4, "beta_end": 0.02},
+    "scaled_linear": {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012},
+    "squaredcos_cap_v2": {"beta_schedule": "squaredcos_cap_v2"},
+    "sigmoid": {"beta_schedule": "sigmoid", "beta_start": 1e-4, "beta_end": 0.02},
+}
+SUSPICIOUS = 0.6  # error ratio from which on other prediction types are tried
+CLEARLY_BETTER = 0.6  # another declaration is named if its error is below this part of ours
+TERMINAL_LIMIT = 0.15  # alpha / sigma at t_max: more, and pure noise is not where the ODE starts
+RANGE_LIMIT = 1.2  # of unclipped images: samples are clipped to [-1, 1]
+SAME = 1e-6  # relative difference of outputs below which something has no influence
+
+_log = logging.getLogger("boot")
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that is wrong. code: a stable word for programs; message: a sentence for people."""
+
+    code: str
+    message: str
+
+    def __str__(self) -> str:
+        """Show code and message."""
+        return f"{self.code}: {self.message}"
+
+
+@dataclass(frozen=True)
+class CheckReport:
+    """What a check found: `problems` (training would be wasted), `warnings`, and `facts`."""
+
+    facts: dict[str, Any]
+    problems: list[Finding] = field(default_factory=list)
+    warnings: list[Finding] = field(default_factory=list)
+
+    @property
+    def ok(self) -> bool:
+        """Whether there is no problem; warnings are allowed."""
+        return not self.problems
+
+    def raise_for_problems(self) -> None:
+        """Raise TeacherError with every problem, if there is one."""
+        if self.problems:
+            raise TeacherError("; ".join(map(str, self.problems)))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the report as JSON-ready values."""
+        return {"ok": self.ok, **dataclasses.asdict(self)}
+
+    def __repr__(self) -> str:
+        """Show facts and findings as lines of text."""
+        width = max(map(len, self.facts), default=0)
+        lines = [f"{name:<{width}}  {_text(value)}" for name, value in self.facts.items()]
+        lines += [f"PROBLEM  {finding}" for finding in self.problems]
+        lines += [f"warning  {finding}" for finding in self.warnings]
+        verdict = "no problem found" if self.ok else f"{len(self.problems)} problem(s)"
+        return "\n".join([*lines, f"{verdict}, {len(self.warnings)} warning(s)"])
+
+    def _repr_html_(self) -> str:
+        """Show the same in a notebook."""
+        parts = [facts_table({name: _text(value) for name, value in self.facts.items()})]
+        for title, findings in (("Problems", self.problems), ("Warnings", self.warnings)):
+            if findings:
+                parts.append(f"<strong>{title}</strong>{bullets(findings)}")
+        return "".join(parts)
+
+
+def _text(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def check(distiller: Distiller, *, quick: bool = False, class_labels: Any = None) -> CheckReport:
+    """Look for what would waste a training run. Changes nothing in the run and draws none of its
+    random numbers.
+
+    quick: only what a few teacher calls tell, as `fit` does before its first step. class_labels:
+    labels that the student is wanted for; ValueError if the teacher is unconditional or has no
+    such class. Returns a CheckReport; a teacher that fails is a problem in it, not an exception.
+    """
+    if class_labels is not None:
+        _check_wanted_labels(distiller, class_labels)
+    report = CheckReport(_setup(distiller))
+    _check_terminal(distiller, report)
+    probe = Probe.of(distiller.teacher, distiller._labels, distiller._t_max)
+    try:
+        if _check_influences(distiller, probe, report):
+            evidence = probe.evidence(quick=quick)
+            _check_type(probe, evidence, report, quick)
+            if not report.problems:
+                _check_schedule(probe, evidence, report, quick)
+                _check_range(distiller, evidence, report)
+        if not quick and not report.problems:
+            report.facts.update(_cost(distiller))
+    except (TeacherError, FloatingPointError) as problem:
+        report.problems.append(Finding("not_finite", str(problem)))
+    return report
+
+
+def check_before_training(distiller: Distiller) -> None:
+    """Run the quick part: raise TeacherError for a problem, log warnings. For `fit`."""
+    report = check(distiller, quick=True)
+    for finding in report.warnings:
+        _log.warning("check: %s", finding)
+    try:
+        report.raise_for_problems()
+    except TeacherError as problem:
+        raise TeacherError(f"{problem} (check_teacher=False trains all the same)") from None
+
+
+# ---------------------------------------------------------------------------------- the setup
+
+
+def _check_wanted_labels(distiller: Distiller, class_labels: Any) -> None:
+    teacher = distiller.teacher
+    if teacher.num_classes is None:
+        raise ValueError(f"class_labels must be None: {teacher.name!r} is an unconditional teacher")
+    check_labels("class_labels", class_labels, np.size(class_labels), teacher.num_classes)
+
+
+def _setup(distiller: Distiller) -> dict[str, Any]:
+    teacher, schedule, t_max = distiller.teacher, distiller.teacher.schedule, distiller._t_max
+    kind = teacher.scheduler.prediction_type
+    alpha, sigma = (float(value) for value in schedule.alpha_sigma(t_max))
+    default = schedule.default_t_max(kind)
+    reason = "as set"
+    if t_max == default:
+        reason = "default: the largest t up to 0.98"
+        if kind == "epsilon":
+            reason += " with alpha >= 0.039, as errors of an epsilon teacher grow by 1/alpha"
+    guidance = distiller.config.guidance_scale
+    return {
+        "teacher": teacher.name,
+        "images": "x".join(map(str, teacher.model.image_shape() or ())),
+        "prediction_type": kind,
+        "terminal_alpha": float(schedule.alpha_sigma(1.0)[0]),
+        "t_max": f"{t_max:g} ({reason})",
+        "alpha_at_t_max": alpha,
+        "log_snr_at_t_max": 2.0 * float(np.log(alpha / sigma)) if alpha > 0 else -float("inf"),
+        "t_min": distiller._t_min,
+        "guidance_scale": 1.0 if guidance is None else guidance,
+        "classes": teacher.num_classes,
+    }
+
+
+def _check_terminal(distiller: Distiller, report: CheckReport) -> None:
+    alpha, sigma = (float(v) for v in distiller.teacher.schedule.alpha_sigma(distiller._t_max))
+    if alpha > TERMINAL_LIMIT * sigma:
+        message = (
+            f"t_max = {distiller._t_max:g} has alpha / sigma = {alpha / sigma:.3g}: the student "
+            "starts from pure noise, but the teacher still expects signal there; raise t_max"
+        )
+        report.warnings.append(Finding("terminal_snr", message))
+
+
+# ------------------------------------------------------------------------- what changes outputs
+
+
+def _difference(a: Images, b: Images) -> float:
+    """Largest difference relative to the size of a."""
+    return float(np.abs(a - b).max() / (np.abs(a).max() + 1e-30))
+
+
+def _check_influences(distiller: Distiller, probe: Probe, report: CheckReport) -> bool:
+    """Check that image, class and guidance matter; return whether the output depends on x."""
+    t = time_of(distiller.teacher.schedule, 1.0)
+    x = probe.noise[0]
+    output = probe.output(x, t)
+    labels = probe.labels
+    if _difference(output, probe.output(probe.noise[1], t)) < SAME:
+        message = f"the teacher's output does not depend on the image (seen at t = {t:g})"
+        report.problems.append(Finding("constant_teacher", message))
+        return False
+    if labels is None or len(np.unique(labels)) < 2:
+        return True
+    if _difference(output, probe.output(x, t, np.roll(labels, 1))) < SAME:
+        message = "class labels do not change the teacher's output"
+        report.warnings.append(Finding("labels_ignored", message))
+    guidance: Guidance = distiller._guidance
+    if guidance.active:
+        null = np.full_like(labels, guidance.null_label)
+        effect = _difference(output, probe.output(x, t, null))
+        report.facts["guidance_effect"] = effect
+        if effect < SAME:
+            message = (
+                f"guidance_scale {guidance.scale:g} changes nothing: label {guidance.null_label} "
+                "gives the same output as the classes; use 1, which saves half of the calls"
+            )
+            report.warnings.append(Finding("guidance_ignored", message))
+    return True
+
+
+# ------------------------------------------------------------- prediction type, schedule, range
+
+
+def _check_type(probe: Probe, evidence: Evidence, report: CheckReport, quick: bool) -> None:
+    score, declared = evidence.type_score, probe.teacher.scheduler.prediction_type
+    report.facts["denoising_error"] = score
+    if score < SUSPICIOUS and evidence.schedule_score < SCHEDULE_LIMIT:
+        return
+    others = {
+        kind: probe.evidence(kind, quick=quick, shifts=(1.0,)).type_score
+        for kind in PREDICTION_TYPES
+        if kind != declared
+    }
+    best = min(others, key=lambda kind: others[kind])
+    found = f"denoising its own images, the {declared} teacher errs {score:.3g} times as much as a "
+    found += "linear filter"
+    if others[best] < min(1.0, CLEARLY_BETTER * score):
+        message = (
+            f"prediction_type {declared!r} does not fit: {found}; read as {best!r} it errs "
+            f"{others[best]:.3g} times as much"
+        )
+        report.problems.append(Finding("prediction_type", message))
+        return
+    if score < TYPE_LIMIT:
+        return
+    message = f"{found}, and no other prediction type fits better: is it trained, and its "
+    message += "noise schedule the right one?"
+    report.warnings.append(Finding("no_denoiser", message))
+
+
+def _check_schedule(probe: Probe, evidence: Evidence, report: CheckReport, quick: bool) -> None:
+    score = evidence.schedule_score
+    report.facts["schedule_error"] = score
+    if score < SCHEDULE_LIMIT or not np.isfinite(score):
+        return
+    message = (
+        f"the noise schedule does not fit: the teacher denoises better when told another time "
+        f"than that of the noise (error {np.expm1(score):.0%} above the best)"
+    )
+    better = None if quick else _better_schedule(probe, score)
+    if better is not None:
+        message += f"; it behaves as trained with beta_schedule {better!r}"
+    report.warnings.append(Finding("schedule", message))
+
+
+def _better_schedule(probe: Probe, score: float) -> str | None:
+    """Return the well-known schedule that a teacher fits, if one does."""
+    config = probe.teacher.scheduler
+    scores = {}
+    for name, values in SCHEDULES.items():
+        other = dataclasses.replace(config, trained_betas=None, **values)
+        evidence = probe.evidence(schedule=Schedule.from_config(other))
+        if evidence.type_score < TYPE_LIMIT:
+            scores[name] = evidence.schedule_score
+    best = min(scores, key=lambda name: scores[name], default=None)
+    if best is None or scores[best] > min(SCHEDULE_LIMIT, CLEARLY_BETTER * score):
+        return None
+    return best
+
+
+def _check_range(distiller: Distiller, evidence: Evidence, report: CheckReport) -> None:
+    largest = float(np.abs(evidence.images).max())
+    beyond = float(np.mean(np.abs(evidence.images) > RANGE_LIMIT))
+    report.facts["signal_range"] = f"{evidence.images.min():.3g} ... {evidence.images.max():.3g}"
+    if beyond > 0.01:
+        message = (
+            f"{beyond:.0%} of the teacher's pixels lie beyond [-{RANGE_LIMIT}, {RANGE_LIMIT}] "
+            f"(largest {largest:.3g}): samples are clipped to [-1, 1]; set clip_sample, or scale "
+            "the teacher"
+        )
+        report.warnings.append(Finding("signal_range", message))
+
+
+# ---------------------------------------------------------------------------------------- cost
+
+
+def _cost(distiller: Distiller) -> dict[str, Any]:
+    """Time one training step without its update: the first one plans, the second is timed."""
+    model = distiller._training.model
+    seconds = 0.0
+    for _ in range(2):
+        start = time.perf_counter()
+        losses = distiller._loss_and_gradient(distiller._draw())
+        distiller._training.backward(losses.gradient)
+        seconds = time.perf_counter() - start
+    seconds += _optimiser_seconds(model.weights.size)
+    left = max(0, distiller.config.max_train_steps - distiller.state.step)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return {
+        "seconds_per_step": seconds,
+        "predicted_seconds": seconds * left,
+        "predicted_time": f"{_duration(seconds * left)} for {left} steps",
+        "peak_memory_bytes": peak if sys.platform == "darwin" else peak * 1024,
+    }
+
+
+def _optimiser_seconds(parameters: int) -> float:
+    """Time the update on buffers of its own, a million parameters at most, and scale it up."""
+    size = min(parameters, 1_000_000)
+    buffers = [np.zeros(size, np.float32) for _ in range(5)]
+    start = time.perf_counter()
+    _core.adamw_step(
+        *buffers,
+        step=1,
+        learning_rate=0.0,
+        beta1=0.9,
+        beta2=0.99,
+        epsilon=1e-8,
+        weight_decay=0.0,
+        max_grad_norm=0.0,
+        ema_decay=0.9,
+    )
+    return (time.perf_counter() - start) * parameters / size
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
