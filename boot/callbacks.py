@@ -16,8 +16,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from boot.config import DistillConfig
+from boot.curves import loss_chart, paired_chart
 from boot.errors import ConfigError, check_float, check_int, shown
 from boot.files import append, write_atomically
+from boot.htmlparts import escape
 
 if TYPE_CHECKING:
     from boot.distiller import Distiller
@@ -123,6 +125,13 @@ class History(Callback):
         losses = self.history.get("loss", [])
         last = f", last loss {losses[-1]:.4g}" if losses else ""
         return f"History({len(losses)} logged steps{last})"
+
+    def _repr_html_(self) -> str:
+        """Show the curves of paired error and loss in a notebook."""
+        names, columns = list(self.history), list(self.history.values())
+        rows = (dict(zip(names, values, strict=True)) for values in zip(*columns, strict=True))
+        log = [{name: v for name, v in row.items() if v is not None} for row in rows]
+        return f"<div>{escape(repr(self))}</div>{paired_chart(log)}{loss_chart(log)}"
 
 
 class ProgressBar(Callback):

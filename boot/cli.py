@@ -1,4 +1,4 @@
-"""The command `boot`: distill, sample, evaluate, check, info and demo.
+"""The command `boot`: distill, sample, evaluate, check, report, info and demo.
 
 Errors are one line on stderr and a non-zero exit code: 2 for a wrong command line, 1 for anything
 else. `distill` saves and exits with 75 on Ctrl-C, SIGTERM and SIGUSR1 (130 and 128 + n for a second
@@ -101,6 +101,9 @@ def build_parser() -> Parser:
     _add_sample(add("sample", sample, "generate images with a student or a teacher"))
     _add_evaluate(add("evaluate", evaluate, "compare a student with its teacher and real images"))
     _add_check(add("check", check, "look for what would waste a training run, in seconds"))
+    add("report", report, "write report.html of a run's folder again").add_argument(
+        "folder", metavar="OUTPUT_DIR", help="folder of a run"
+    )
     _add_info(add("info", info, "say what a folder holds"))
     demo_parser = add("demo", demo, "distil the digits teacher that comes with boot, and show it")
     demo_parser.add_argument(
@@ -317,6 +320,14 @@ def check(arguments: argparse.Namespace) -> int:
     report = Distiller(arguments.teacher, config).check(class_labels=arguments.class_labels)
     print(json.dumps(report.to_dict()) if arguments.json else report)
     return 0 if report.ok else EXIT_ERROR
+
+
+def report(arguments: argparse.Namespace) -> int:
+    """Run `boot report`."""
+    from boot.report import write_report
+
+    print(write_report(arguments.folder))
+    return 0
 
 
 def info(arguments: argparse.Namespace) -> int:

@@ -26,6 +26,7 @@ from boot.errors import (
 from boot.files import read_json_object, to_json, write_atomically
 from boot.options import Option, checked, setting
 
+RUN_CONFIG_FILE = "distill_config.json"  # in the output_dir
 LR_SCHEDULERS = ("hold_then_linear", "constant", "linear", "cosine")
 SOLVERS = ("heun", "euler")
 LOSS_WEIGHTS = ("inverse_c2", "inverse_c", "uniform")

@@ -22,6 +22,7 @@ from boot.config import DistillConfig
 from boot.errors import check_computed, check_int, shown, type_name
 from boot.evaluation import evaluate_student
 from boot.fit import run
+from boot.htmlparts import facts_table
 from boot.inputs import drawn_labels
 from boot.network import Images, Network
 from boot.noise import Stream, choice, normal, uniform
@@ -130,6 +131,12 @@ class Distiller:
     def __repr__(self) -> str:
         """Show the teacher and how far the run is."""
         return f"Distiller({self.teacher!r}, step {self.state.step}/{self.config.max_train_steps})"
+
+    def _repr_html_(self) -> str:
+        """Show the run and its student in a notebook."""
+        facts = {"teacher": repr(self.teacher), "output_dir": self.output_dir}
+        steps = f"step {self.state.step} of {self.config.max_train_steps}"
+        return facts_table(facts, f"Distillation, {steps}") + self.student._repr_html_()
 
     # ------------------------------------------------------------------------------ the method
 

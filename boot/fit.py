@@ -24,15 +24,15 @@ from boot.callbacks import (
 )
 from boot.check import check_before_training
 from boot.checkpoint import find_latest
+from boot.config import RUN_CONFIG_FILE
 from boot.errors import BootWarning, CheckpointError
 from boot.files import locked_folder, remove_leftovers, sync_file
 from boot.interrupts import EXIT_STOPPED, STOP_SIGNALS, InterruptGuard
 from boot.pairs import PairedError
+from boot.report import ReportPage
 
 if TYPE_CHECKING:
     from boot.distiller import Distiller
-
-RUN_CONFIG_FILE = "distill_config.json"
 
 _log = logging.getLogger("boot")
 
@@ -158,4 +158,5 @@ def _built_in(distiller: Distiller) -> list[Callback]:
         if config.report_to == "tensorboard":
             built_in.append(TensorBoardLog(folder / "tensorboard"))
         built_in.append(SampleGrid(folder / SAMPLES_FOLDER))
+        built_in.append(ReportPage(folder))  # last: it shows what the others wrote
     return built_in

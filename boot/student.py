@@ -29,6 +29,7 @@ from boot.export import (
     split_tensors,
 )
 from boot.files import read_json_object, to_json
+from boot.htmlparts import facts_table, picture
 from boot.inputs import sampling_inputs
 from boot.model_card import model_card
 from boot.network import GUIDANCE_EMBEDDING, TARGET_EMBEDDING, Images, Network
@@ -88,6 +89,24 @@ class Student:
             f"Student({self.model.num_parameters:,} parameters, t_max={self.info.t_max:g}, "
             f"t_min={self.info.t_min:g}, guidance_scale={scale})"
         )
+
+    def _repr_html_(self) -> str:
+        """Show facts and sixteen images in a notebook."""
+        from boot.images import make_grid  # Pillow: only for who looks
+
+        facts = {
+            "parameters": f"{self.model.num_parameters:,}",
+            "t_max": self.info.t_max,
+            "t_min": self.info.t_min,
+            "guidance_scale": self.info.guidance_scale,
+            "teacher": self.info.teacher.get("name"),
+            "steps": self.info.training.get("steps"),
+        }
+        table = facts_table(facts, "One-step student")
+        if self.model.image_shape() is None or self.model.config.class_embed_type is not None:
+            return table  # there is no telling what to draw
+        grid = make_grid(self.sample(16))
+        return table + picture(grid._repr_png_(), "sixteen images", "one network call, seed 0")
 
     # --------------------------------------------------------------------------------- running
 

@@ -27,6 +27,8 @@ LAYERS = [
     line.split()
     for line in """
     _version errors noise interrupts _onednn htmlparts
+    charts
+    curves
     __init__
     _core
     files distances scheduler_config unet_config options
@@ -41,9 +43,9 @@ LAYERS = [
     steps
     evaluation describe
     pairs
+    report
     fit
     distiller
-    report
     demo
     cli
     __main__
