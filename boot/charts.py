@@ -42,7 +42,7 @@ def line_chart(
     head = (
         f'<svg class="chart" viewBox="0 0 {WIDTH} {HEIGHT}" width="{WIDTH}" height="{HEIGHT}" '
         f'role="img" aria-label="{escape(title)}" '
-        'font-family="system-ui,sans-serif" font-size="12">'
+        'font-family="system-ui,sans-serif" font-size="12" style="background:#fff">'
         f'<text x="{LEFT}" y="20" font-size="14" font-weight="600" fill="{INK}">'
         f"{escape(title)}</text>"
     )

@@ -24,7 +24,11 @@ def facts_table(facts: Mapping[str, Any], caption: str = "") -> str:
         f"<td style='text-align:left'>{escape(value)}</td></tr>"
         for name, value in facts.items()
     )
-    head = f"<caption>{escape(caption)}</caption>" if caption else ""
+    head = (
+        f"<caption style='text-align:left;font-weight:600'>{escape(caption)}</caption>"
+        if caption
+        else ""
+    )
     return f"<table>{head}<tbody>{rows}</tbody></table>"
 
 

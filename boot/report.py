@@ -57,6 +57,7 @@ figure img{display:block;max-width:100%;height:auto;image-rendering:pixelated}
 figcaption{color:#6b7280;font-size:13px;margin-top:6px}
 table{border-collapse:collapse;font-size:13.5px}th,td{padding:2px 0;vertical-align:top}
 td{font-variant-numeric:tabular-nums;overflow-wrap:anywhere}
+.tables{align-items:flex-start}
 .tables .card{flex:1 1 300px}caption{text-align:left;font-weight:600;padding-bottom:6px}
 details summary{cursor:pointer;font-weight:600}
 """
