@@ -15,6 +15,13 @@ if TYPE_CHECKING:
     from boot._core import get_num_threads, set_num_threads, show_config
     from boot.callbacks import Callback, EarlyStopping, History
     from boot.config import DistillConfig
+    from boot.continuous import (
+        CosineSchedule,
+        EDMSchedule,
+        FlowSchedule,
+        LinearSchedule,
+        TrigFlowSchedule,
+    )
     from boot.distiller import Distiller
     from boot.errors import (
         BootError,
@@ -39,6 +46,11 @@ _EXPORTS = {
     "Callback": "callbacks",
     "History": "callbacks",
     "EarlyStopping": "callbacks",
+    "CosineSchedule": "continuous",
+    "LinearSchedule": "continuous",
+    "EDMSchedule": "continuous",
+    "FlowSchedule": "continuous",
+    "TrigFlowSchedule": "continuous",
     "show_config": "_core",
     "set_num_threads": "_core",
     "get_num_threads": "_core",
@@ -66,6 +78,11 @@ __all__ = [  # noqa: RUF022 - in the order of use
     "Callback",
     "History",
     "EarlyStopping",
+    "CosineSchedule",
+    "LinearSchedule",
+    "EDMSchedule",
+    "FlowSchedule",
+    "TrigFlowSchedule",
     "show_config",
     "set_num_threads",
     "get_num_threads",

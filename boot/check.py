@@ -22,11 +22,11 @@ from boot.htmlparts import bullets, facts_table
 from boot.network import Images
 from boot.probe import SCHEDULE_LIMIT, TYPE_LIMIT, Evidence, Probe, time_of
 from boot.schedule import Schedule
+from boot.scheduler_config import TEACHER_PREDICTIONS
 
 if TYPE_CHECKING:
     from boot.distiller import Distiller
 
-PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")
 SCHEDULES: dict[str, dict[str, Any]] = {
     "linear": {"beta_schedule": "linear", "beta_start": 1e-4, "beta_end": 0.02},
     "scaled_linear": {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012},
@@ -148,7 +148,7 @@ def _check_wanted_labels(distiller: Distiller, class_labels: Any) -> None:
 
 def _setup(distiller: Distiller) -> dict[str, Any]:
     teacher, schedule, t_max = distiller.teacher, distiller.teacher.schedule, distiller._t_max
-    kind = teacher.scheduler.prediction_type
+    kind = teacher.prediction_type
     alpha, sigma = (float(value) for value in schedule.alpha_sigma(t_max))
     default = schedule.default_t_max(kind)
     reason = "as set"
@@ -222,13 +222,13 @@ def _check_influences(distiller: Distiller, probe: Probe, report: CheckReport) -
 
 
 def _check_type(probe: Probe, evidence: Evidence, report: CheckReport, quick: bool) -> None:
-    score, declared = evidence.type_score, probe.teacher.scheduler.prediction_type
+    score, declared = evidence.type_score, probe.teacher.prediction_type
     report.facts["denoising_error"] = score
     if score < SUSPICIOUS and evidence.schedule_score < SCHEDULE_LIMIT:
         return
     others = {
         kind: probe.evidence(kind, quick=quick, shifts=(1.0,)).type_score
-        for kind in PREDICTION_TYPES
+        for kind in TEACHER_PREDICTIONS
         if kind != declared
     }
     best = min(others, key=lambda kind: others[kind])

@@ -10,17 +10,20 @@ from boot.teacher import Teacher
 
 def describe(model: Teacher | Student) -> dict[str, Any]:
     """Return JSON-ready facts about a teacher or a student, in reading order."""
-    network, schedule, scheduler = model.model, model.schedule, model.scheduler
-    shape = network.image_shape()
+    schedule, scheduler = model.schedule, model.scheduler
+    network = model.network if isinstance(model, Teacher) else model.model
+    shape = model.model.image_shape()
+    prediction = model.prediction_type if isinstance(model, Teacher) else scheduler.prediction_type
+    table = scheduler.beta_schedule if scheduler.trained_betas is None else "trained_betas"
     facts: dict[str, Any] = {
         "kind": "student" if isinstance(model, Student) else "teacher",
-        "network": "UNet2DModel",
-        "parameters": network.num_parameters,
+        "network": "callable" if network is None else "UNet2DModel",
+        "parameters": None if network is None else network.num_parameters,
         "images": "any size" if shape is None else "x".join(map(str, shape)),
-        "widths": list(network.config.block_out_channels),
-        "classes": network.config.num_classes,
-        "prediction_type": scheduler.prediction_type,
-        "beta_schedule": scheduler.beta_schedule,
+        "widths": None if network is None else list(network.config.block_out_channels),
+        "classes": model.num_classes,
+        "prediction_type": prediction,
+        "beta_schedule": table,
         "timesteps": schedule.num_train_timesteps,
         "terminal_alpha": float(schedule.alpha_sigma(1.0)[0]),
     }
@@ -28,7 +31,7 @@ def describe(model: Teacher | Student) -> dict[str, Any]:
         facts["name"] = model.name
         facts["sha256"] = model.fingerprint
         facts["clip"] = model.clip.limit if not model.clip.thresholding else "dynamic"
-        facts["default_t_max"] = schedule.default_t_max(scheduler.prediction_type)
+        facts["default_t_max"] = schedule.default_t_max(prediction)
         return facts
     info = model.info
     facts |= {

@@ -31,6 +31,7 @@ from boot.schedule import Float64
 from boot.signal_ode import diffuse, step
 from boot.student import Student
 from boot.student_info import StudentInfo
+from boot.student_init import starting_network
 from boot.teacher import Teacher
 
 
@@ -68,11 +69,15 @@ class Distiller:
         self,
         teacher: Teacher | str | os.PathLike[str],
         config: DistillConfig | None = None,
+        *,
+        student: Any = None,
         **overrides: Any,
     ) -> None:
         """Prepare a run; with `resume_from_checkpoint`, load the state it continues from.
 
-        teacher: a Teacher or the folder of one. overrides: settings of DistillConfig by name.
+        teacher: a Teacher or the folder of one. student: what the student starts from: a
+        UNet2DConfig or its dict (random weights), or the folder of a model; None: a copy of the
+        teacher, see `student_init`. overrides: settings of DistillConfig by name.
         Raises ConfigError for unknown or unfit settings, FileExistsError for an output_dir that
         has files (unless resuming), ResumeMismatch or CheckpointError for a bad checkpoint.
         """
@@ -84,7 +89,8 @@ class Distiller:
         elif not isinstance(teacher, Teacher):
             raise TypeError(f"teacher must be a Teacher or a folder, got {type_name(teacher)}")
         self.teacher = teacher
-        self.config = resolve_config(config, teacher)
+        self._start = starting_network(student, teacher, config.seed)
+        self.config = resolve_config(config, teacher, self._start)
         self.state = TrainState()
         self.output_dir = open_output(self.config)
         if self.config.num_threads is not None:
@@ -105,7 +111,8 @@ class Distiller:
         self._labels = drawn_labels(teacher.model, self._guidance)
         self._t_max, self._t_min = float(config.t_max or 1.0), config.t_min
         # A network with a table of time embeddings knows whole timesteps only.
-        self._whole_steps = teacher.model.config.time_embedding_type == "learned"
+        networks = (teacher.model, self._start)
+        self._whole_steps = any(n.config.time_embedding_type == "learned" for n in networks)
         self._delta = self._schedule.snap(config.delta) if self._whole_steps else config.delta
         with_boundary = config.boundary_weight > 0 and config.boundary_fraction > 0
         rows = max(1, round(config.train_batch_size * config.boundary_fraction))
@@ -118,13 +125,13 @@ class Distiller:
         into, so it can be sampled at any step and costs no copy.
         """
         info = self._student_info()
-        self._training = Student.from_teacher(self.teacher, info)
+        self._training = Student.from_teacher(self.teacher, info, self._start)
         self._average = self._training
         if self.config.ema_decay > 0:
-            self._average = Student.from_teacher(self.teacher, info)
+            self._average = Student.from_teacher(self.teacher, info, self._start)
         # These three run in turn, so one working memory serves them all.
         for student in (self._training, self._average):
-            student.model.core.share_arena(self.teacher.model.core)
+            student.model.core.share_arena(self._start.core)
         self._m = np.zeros_like(self._training.model.weights)
         self._v = np.zeros_like(self._training.model.weights)
 
@@ -158,7 +165,8 @@ class Distiller:
 
         y_t = check_computed("the student's signal y(eps, t)", student.signal(eps, t, c, w))
         x_t = diffuse(schedule, y_t, eps, t)
-        f = self._f(_join(x_t, eps[:extra]), _join(t, t_end), c_too, w_too)
+        x_end = schedule.start(eps[:extra], self._t_max)
+        f = self._f(_join(x_t, x_end), _join(t, t_end), c_too, w_too)
         f, f_end = f[:size], f[size:]
         target = step(schedule, lambda x, s: self._f(x, s, c, w), eps, y_t, f, t, s, config.solver)
 
@@ -192,7 +200,9 @@ class Distiller:
         grid = self._schedule.num_train_timesteps
         if self._whole_steps:
             t = np.ceil(t * grid) / grid
-        t = np.clip(t, self._t_min + 1.0 / grid, self._t_max)
+        # Not below t_min + delta: a step cut short at t_min has a small C, and 1/C^2 would make it
+        # the loudest (on EDM's schedule, whose sigma hardly moves there, by a factor of 30).
+        t = np.clip(t, min(self._t_min + self._delta, self._t_max), self._t_max)
         return Draw(eps, labels, t, drawn_scales(self.config, number))
 
     def _update(self, losses: Losses, learning_rate: float) -> float:
@@ -310,11 +320,10 @@ class Distiller:
         return buffers
 
     def _networks(self) -> dict[str, Network]:
-        return {
-            "teacher": self.teacher.model,
-            "training": self._training.model,
-            "average": self._average.model,
-        }
+        networks = {"training": self._training.model, "average": self._average.model}
+        if self.teacher.network is not None:
+            networks["teacher"] = self.teacher.network
+        return networks
 
 
 def _join(a: Any, b: Any) -> Any:

@@ -22,7 +22,7 @@ from boot.network import (
     Network,
     guidance_position,
 )
-from boot.schedule import Float64, Schedule
+from boot.schedule import Float64, Schedule, betas_of
 from boot.scheduler_config import SchedulerConfig
 
 if TYPE_CHECKING:
@@ -100,9 +100,8 @@ def scheduler_to_export(student: Student) -> dict[str, Any]:
     values = student.scheduler.to_dict()
     if values["beta_schedule"] == "sigmoid":  # known to DDPMScheduler only: write the table
         plain = dataclasses.replace(student.scheduler, rescale_betas_zero_snr=False)
-        abar = np.concatenate([[1.0], Schedule.from_config(plain).alphas_cumprod])
         values["beta_schedule"] = "linear"
-        values["trained_betas"] = list(1.0 - abar[1:] / abar[:-1])
+        values["trained_betas"] = list(betas_of(Schedule.from_config(plain).alphas_cumprod))
     return {
         **values,
         "_class_name": "DDIMScheduler",

@@ -24,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from boot import _core
-from boot.network import Images, Network
+from boot.image_model import ImageModel, Images
 
 Float64 = NDArray[np.float64]
 
@@ -60,7 +60,7 @@ class Guidance:
 
 
 def guided_output(
-    network: Network,
+    network: ImageModel,
     x: Images,
     timesteps: NDArray[np.float64],
     labels: NDArray[np.int64] | None,

@@ -9,13 +9,13 @@ from numpy.typing import NDArray
 
 from boot.errors import UnsupportedModel, check_int, check_seed
 from boot.guidance import Guidance
-from boot.network import Images, Network
+from boot.image_model import ImageModel, Images
 from boot.noise import Stream, normal
 
 Labels = NDArray[np.int64]
 
 
-def drawn_labels(model: Network, guidance: Guidance) -> Labels | None:
+def drawn_labels(model: ImageModel, guidance: Guidance) -> Labels | None:
     """Return the labels to draw from or to go through: (K,) int64, or None if unconditional.
 
     All rows of the class table, without the null row if guidance is on. Raises UnsupportedModel
@@ -34,7 +34,7 @@ def drawn_labels(model: Network, guidance: Guidance) -> Labels | None:
 
 
 def sampling_inputs(
-    model: Network, guidance: Guidance, n: Any, class_labels: Any, seed: Any, noise: Any
+    model: ImageModel, guidance: Guidance, n: Any, class_labels: Any, seed: Any, noise: Any
 ) -> tuple[Images, NDArray[Any] | None]:
     """Return noise (n,C,H,W) float32 and labels (n,) or None, from a seed or as given.
 

@@ -9,11 +9,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from boot import _core
-from boot.errors import FormatError, check_array, check_labels, check_timesteps, listed
+from boot.errors import FormatError, check_timesteps, listed
+from boot.image_model import ImageModel
+from boot.image_model import Images as Images
 from boot.noise import Stream, normal
 from boot.unet_config import UNet2DConfig
-
-Images = NDArray[np.float32]
 
 TARGET_EMBEDDING = "boot_target_embedding"
 GUIDANCE_EMBEDDING = "boot_guidance_embedding"
@@ -42,13 +42,15 @@ def guidance_position(scales: NDArray[np.float64] | None) -> NDArray[np.float64]
     return None if scales is None else _GUIDANCE_STRETCH * np.log1p(scales)
 
 
-class Network:
+class Network(ImageModel):
     """A `UNet2DModel`, optionally with embeddings of a student's target time and guidance scale.
 
     Calling it checks every input before anything is computed; `forward` is the unchecked way in for
     code that has already checked. Weights live in one flat float32 buffer; `parameters` maps the
     names that diffusers uses to views into it.
     """
+
+    config: UNet2DConfig
 
     def __init__(
         self,
@@ -238,39 +240,6 @@ class Network:
         return max(1, min(_CHUNK_IMAGES, _CHUNK_ACTIVATIONS // per_image))
 
     # ----------------------------------------------------------------------------------- checks
-
-    def image_shape(self) -> tuple[int, int, int] | None:
-        """Return (C, H, W) of the images the config was made for, or None if it does not say."""
-        size = self.config.sample_size
-        if size is None:
-            return None
-        height, width = size if isinstance(size, tuple) else (size, size)
-        return self.config.in_channels, height, width
-
-    def check_sample(self, name: str, value: Any) -> Images:
-        """Return images as (N,C,H,W) float32, C-contiguous; TypeError or ValueError otherwise."""
-        array = check_array(name, value, (None, self.config.in_channels, None, None))
-        multiple = self.config.size_multiple
-        if array.shape[2] % multiple or array.shape[3] % multiple:
-            raise ValueError(
-                f"{name} must have a height and width that are multiples of {multiple}, got "
-                f"shape {array.shape}"
-            )
-        return array
-
-    def check_labels(self, name: str, value: Any, count: int) -> NDArray[Any] | None:
-        """Return labels as the core wants them: (N,) int64, (N,T) float32, or None."""
-        config = self.config
-        if config.class_embed_type is None and config.num_class_embeds is None:
-            if value is not None:
-                raise ValueError(f"{name} must be None: the model is not class-conditional")
-            return None
-        if value is None:
-            raise ValueError(f"{name} must be given: the model is class-conditional")
-        if config.class_embed_type == "identity":
-            return check_array(name, value, (count, config.time_dim))
-        rows = config.num_classes or 2**31
-        return check_labels(name, value, count, rows)
 
     def _check_timestep(self, name: str, value: Any, count: int) -> NDArray[np.float64]:
         kind = self.config.time_embedding_type

@@ -25,6 +25,9 @@ class Stream(enum.IntEnum):
     SECOND_NOISE = 17  # fresh noise for images that are made already
     CHECK_NOISE = 18
     FIRST_WEIGHTS = 32
+    STUDENT_WEIGHTS = 33
+    PROBE_NOISE = 48
+    TOY = 49
 
 
 class _Generator:
@@ -61,6 +64,15 @@ def uniform(seed: int, stream: Stream, step: int, first: int, count: int) -> NDA
         source.move_to(first + i)
         out[i] = source.generator.random()
     return out
+
+
+def uniform_array(
+    seed: int, stream: Stream, step: int, shape: tuple[int, ...]
+) -> NDArray[np.float64]:
+    """Draw one array of float64 numbers, uniform in [0, 1): for weights, not for samples."""
+    source = _Generator(seed, stream, step)
+    source.move_to(0)
+    return source.generator.random(shape)
 
 
 def choice(

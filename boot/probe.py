@@ -93,7 +93,7 @@ class Probe:
 
     def output(self, x: Images, t: float, labels: Any = None) -> Images:
         """Return the network's output at one time; TeacherError with the time if not finite."""
-        index = np.full(len(x), float(self.teacher.schedule.index(t)))
+        index = np.full(len(x), float(self.teacher.schedule.timestep(t)))
         output = self.teacher.model.forward(x, index, self.labels if labels is None else labels)
         if not np.isfinite(output).all():
             bad = int(np.count_nonzero(~np.isfinite(output)))
@@ -112,7 +112,7 @@ class Probe:
         shifts: tuple[float, ...] | None = None,
     ) -> Evidence:
         """Probe the teacher as if it had this type and schedule; None: the declared one."""
-        kind = prediction_type or self.teacher.scheduler.prediction_type
+        kind = prediction_type or self.teacher.prediction_type
         schedule = schedule or self.teacher.schedule
         levels = QUICK_LEVELS if quick else LEVELS
         shifts = shifts or (QUICK_SHIFTS if quick else SHIFTS)
@@ -134,7 +134,8 @@ class Probe:
             output = self.output(x, float(t[0]))
             return self.teacher.clip.signal(kind, output, x, alpha, sigma)
 
-        return sample_ddim(schedule, signal, self.noise[0], times)
+        start = schedule.start(self.noise[0], times[0])
+        return sample_ddim(schedule, signal, start, times)
 
     def _errors(
         self,

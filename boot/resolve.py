@@ -11,6 +11,7 @@ from boot.config import AUTO_GUIDANCE_SCALE, DistillConfig, auto_learning_rate
 from boot.errors import ConfigError, UnsupportedModel, check_output_folder
 from boot.guidance import Clip, Float64, Guidance
 from boot.inputs import drawn_labels
+from boot.network import Network
 from boot.noise import Stream, uniform
 from boot.student_info import StudentInfo
 from boot.teacher import Teacher
@@ -18,10 +19,11 @@ from boot.teacher import Teacher
 _log = logging.getLogger("boot")
 
 
-def resolve_config(config: DistillConfig, teacher: Teacher) -> DistillConfig:
+def resolve_config(config: DistillConfig, teacher: Teacher, start: Network) -> DistillConfig:
     """Return the config with every setting that depends on the teacher filled in.
 
-    The clip is not: None goes on meaning what the teacher's scheduler says, see `clip_for`.
+    The clip is not: None goes on meaning what the teacher's scheduler says, see `clip_for`. start:
+    the network that the student is a copy of.
 
     Raises ConfigError for settings that do not fit the teacher, ValueError for a guidance scale or
     null label it cannot have, UnsupportedModel for a teacher that cannot be distilled.
@@ -31,7 +33,8 @@ def resolve_config(config: DistillConfig, teacher: Teacher) -> DistillConfig:
         raise UnsupportedModel("sample_size: the teacher's config must say how large images are")
     scale = config.guidance_scale
     if scale is None:
-        scale = 1.0 if teacher.num_classes in (None, 1) else AUTO_GUIDANCE_SCALE
+        guided = teacher.num_classes != 1 and teacher.null_class_label is not None
+        scale = AUTO_GUIDANCE_SCALE if guided else 1.0
         if config.guidance_scale_max is not None:
             scale = min(max(scale, config.guidance_scale_min), config.guidance_scale_max)
     guidance = guidance_for(config.replace(guidance_scale=scale), teacher)
@@ -46,7 +49,7 @@ def resolve_config(config: DistillConfig, teacher: Teacher) -> DistillConfig:
         null_class_label=guidance.null_label,
         t_max=t_max,
         t_min=t_min,
-        learning_rate=auto_learning_rate(teacher.model.num_parameters) if rate is None else rate,
+        learning_rate=auto_learning_rate(start.num_parameters) if rate is None else rate,
     )
     _report(resolved, teacher)
     return resolved
@@ -114,7 +117,7 @@ def open_output(config: DistillConfig) -> Path | None:
 
 
 def _times(config: DistillConfig, teacher: Teacher) -> tuple[float, float]:
-    schedule, prediction = teacher.schedule, teacher.scheduler.prediction_type
+    schedule, prediction = teacher.schedule, teacher.prediction_type
     t_max = schedule.default_t_max(prediction) if config.t_max is None else config.t_max
     t_max, t_min = schedule.snap(t_max), schedule.snap(config.t_min)
     if t_min >= t_max:
@@ -155,7 +158,7 @@ def _report(config: DistillConfig, teacher: Teacher) -> None:
         t_max,
         alpha,
         -2.0 * float(teacher.schedule.lambda_(t_max)),
-        teacher.scheduler.prediction_type,
+        teacher.prediction_type,
     )
     if config.guidance_scale not in (None, 1.0):
         _log.info(

@@ -84,7 +84,10 @@ def _restore(distiller: Distiller, checkpoint: Path) -> None:
 
 def _identity(distiller: Distiller) -> Identity:
     layout = layout_of(distiller._training.model.core.parameters)
-    return Identity(distiller.teacher.fingerprint, layout, distiller.config.to_dict())
+    start, own = distiller._start, distiller._start is distiller.teacher.network
+    # The config of a student that is not the teacher's copy is as good as a setting.
+    settings = {**distiller.config.to_dict(), "student": None if own else start.config.to_core()}
+    return Identity(distiller.teacher.fingerprint, layout, settings)
 
 
 def _weights_changed(distiller: Distiller) -> None:

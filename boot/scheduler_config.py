@@ -24,6 +24,7 @@ from boot.errors import (
 
 BETA_SCHEDULES = ("linear", "scaled_linear", "squaredcos_cap_v2", "sigmoid")
 PREDICTION_TYPES = ("epsilon", "sample", "v_prediction")
+TEACHER_PREDICTIONS = (*PREDICTION_TYPES, "flow")  # of callables, which need no diffusers config
 MAX_TIMESTEPS = 1_000_000
 
 # Scheduler class -> where its defaults differ from those of SchedulerConfig. A missing key means

@@ -64,13 +64,13 @@ def step(
 def trajectory(
     schedule: Schedule, signal: Signal, eps: Images, times: Float64, solver: str = "euler"
 ) -> list[Images]:
-    """Return y at every time of `times` (falling), starting from y = signal(eps, times[0]).
+    """Return y at every time of `times` (falling), from y = f at `schedule.start(eps, times[0])`.
 
     That start is the boundary condition that students are trained with, so with the times and the
     solver of the training this is the fixed point of its loss. eps: (N,C,H,W).
     """
     full = np.ones(len(eps))
-    y = signal(eps, times[0] * full)
+    y = signal(schedule.start(eps, times[0]), times[0] * full)
     path = [y]
     for t, s in zip(times[:-1], times[1:], strict=True):
         f = signal(diffuse(schedule, y, eps, t * full), t * full)

@@ -63,21 +63,25 @@ class Student:
         self._index = float(self.schedule.index(info.t_max))
 
     @classmethod
-    def from_teacher(cls, teacher: Teacher, info: StudentInfo) -> Student:
+    def from_teacher(
+        cls, teacher: Teacher, info: StudentInfo, network: Network | None = None
+    ) -> Student:
         """Copy a teacher's network; a v-prediction teacher's copy equals it at t_max exactly.
 
         An epsilon or sample network means something else by its output, and learns the student's
-        in the first few hundred steps.
+        in the first few hundred steps. network: another one to copy, for a callable teacher say.
         """
         teacher.check_can_sample()
-        config = teacher.model.config
+        network = network or teacher.network
+        if network is None:
+            raise ValueError(f"network must be given: {teacher.name!r} is a callable")
         model = Network(
-            config,
+            network.config,
             target_embedding=True,
             guidance_embedding=info.takes_scale,
-            max_timestep=teacher.model.max_timestep,
+            max_timestep=network.max_timestep,
         )
-        model.load(teacher.model.parameters)
+        model.load(network.parameters)
         model.core.keep_packed(model.num_parameters <= PACK_PARAMETERS)
         return cls(model, teacher.scheduler, info)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import os
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from boot.callable_model import CallableModel, Function
 from boot.diffusers_io import fingerprint, load_pipeline
 from boot.errors import (
     UnsupportedModel,
@@ -16,31 +18,42 @@ from boot.errors import (
     check_computed,
     check_float,
     check_int,
+    shown,
 )
 from boot.guidance import Clip, Guidance, guided_output
+from boot.image_model import ImageModel
 from boot.inputs import sampling_inputs
 from boot.network import Images, Network
 from boot.samplers import SAMPLERS
 from boot.schedule import Float64, Schedule
-from boot.scheduler_config import SchedulerConfig
+from boot.scheduler_config import TEACHER_PREDICTIONS, SchedulerConfig
 
 PACK_PARAMETERS = 8_000_000  # up to this size networks keep packed weights and run in shards
 
 
 class Teacher:
-    """A diffusers U-Net with its noise process, seen as the signal predictor f(x_t, t).
+    """A model with its noise process, seen as the signal predictor f(x_t, t).
 
-    Attributes: `model` (call it like a diffusers U-Net), `scheduler` (its config), `schedule`
-    (alpha, sigma over continuous time), `clip` (how its signal is kept in range), `name`.
+    Attributes: `model` (of a diffusers folder: call it like a diffusers U-Net), `schedule` (alpha,
+    sigma over time), `prediction_type`, `scheduler` (a diffusers config: the schedule's, or that of
+    its variance-preserving form, which students are exported with), `clip` (how its signal is kept
+    in range), `name`.
     """
 
     def __init__(
-        self, model: Network, scheduler: SchedulerConfig, *, name: str = "teacher"
+        self,
+        model: Network | CallableModel,
+        scheduler: SchedulerConfig,
+        *,
+        name: str = "teacher",
+        schedule: Schedule | None = None,
+        prediction_type: str | None = None,
     ) -> None:
-        """Join a network and the noise process it was trained with."""
-        self.model = model
+        """Join a model and its noise process; None: as the scheduler config says."""
+        self.model: ImageModel = model
         self.scheduler = scheduler
-        self.schedule = Schedule.from_config(scheduler)
+        self.schedule = Schedule.from_config(scheduler) if schedule is None else schedule
+        self.prediction_type = prediction_type or scheduler.prediction_type
         self.name = name
         self.clip = Clip(
             limit=scheduler.clip_sample_range if scheduler.clip_sample else 0.0,
@@ -66,13 +79,75 @@ class Teacher:
         model.core.keep_packed(model.num_parameters <= PACK_PARAMETERS)
         return cls(model, loaded.scheduler, name=loaded.folder.resolve().name)
 
+    @classmethod
+    def from_callable(
+        cls,
+        function: Function,
+        *,
+        prediction_type: str,
+        schedule: Schedule | SchedulerConfig,
+        sample_shape: tuple[int, int, int],
+        num_classes: int | None = None,
+        null_class_label: int | None = None,
+        clip_sample: bool = False,
+        clip_sample_range: float = 1.0,
+        name: str = "callable",
+        fingerprint: str | None = None,
+    ) -> Teacher:
+        """Make a teacher of any `function(x_t, t, condition) -> array`; values, never gradients.
+
+        x_t: (N,C,H,W) float32 as the schedule has it, alpha_t x_0 + sigma_t eps. t: (N,) float64,
+        another one for each image, what `schedule.timestep` hands out: the index of a table, t in
+        (0, 1] for VP formulas and rectified flow, sigma for EDM, the angle for TrigFlow. condition:
+        (N,) int64 labels, None if num_classes is. Returns (N,C,H,W) float16, 32 or 64, finite, or
+        something with `__array__`; anything else raises TeacherError, naming t. N differs between
+        calls, up to 256.
+
+        prediction_type: "epsilon", "v_prediction" (alpha eps - sigma x_0), "sample" or "flow"
+        (eps - x_0). schedule: a `Schedule`, or a SchedulerConfig for a table. num_classes: number
+        of labels, the one that means "no class" included; null_class_label: that one, None if there
+        is none (then there is no guidance). fingerprint: any text that tells this teacher from
+        others, for checkpoints; None: a hash of its settings and of its outputs on fixed noise,
+        which notices a change in the last bits, by another machine or number of threads say.
+        """
+        check_choice("prediction_type", prediction_type, TEACHER_PREDICTIONS)
+        values: dict[str, Any] = {
+            "prediction_type": "v_prediction",  # the form of the student's output, whatever f says
+            "clip_sample": clip_sample,
+            "clip_sample_range": clip_sample_range,
+        }
+        if isinstance(schedule, SchedulerConfig):
+            scheduler = dataclasses.replace(schedule, **values)
+            schedule = Schedule.from_config(scheduler)
+        elif isinstance(schedule, Schedule):
+            scheduler = schedule.to_config(**values)
+        else:
+            raise TypeError(
+                f"schedule must be a Schedule or a SchedulerConfig, got {shown(schedule)}"
+            )
+        model = CallableModel(
+            function, sample_shape, num_classes, null_class_label, name, fingerprint
+        )
+        return cls(model, scheduler, name=name, schedule=schedule, prediction_type=prediction_type)
+
     def __repr__(self) -> str:
         """Show name, size, prediction type and classes."""
-        classes = f", {self.model.config.num_classes} classes" if self.num_classes else ""
-        return (
-            f"Teacher({self.name!r}, {self.model.num_parameters:,} parameters, "
-            f"{self.scheduler.prediction_type}{classes})"
-        )
+        classes = f", {self.num_classes} classes" if self.num_classes else ""
+        network = self.network
+        kind = "a callable" if network is None else f"{network.num_parameters:,} parameters"
+        return f"Teacher({self.name!r}, {kind}, {self.prediction_type}{classes})"
+
+    @property
+    def network(self) -> Network | None:
+        """The model, if it is one of our networks; None for a callable."""
+        return self.model if isinstance(self.model, Network) else None
+
+    @property
+    def null_class_label(self) -> int | None:
+        """The label that means "no class" unless told otherwise; None if there is none."""
+        if isinstance(self.model, CallableModel):
+            return self.model.null_label
+        return None if self.num_classes is None else self.num_classes - 1
 
     @property
     def num_classes(self) -> int | None:
@@ -82,6 +157,9 @@ class Teacher:
     @functools.cached_property
     def fingerprint(self) -> str:
         """SHA-256 of config, noise process and weights: equal for equal teachers."""
+        if isinstance(self.model, CallableModel):
+            return self.model.fingerprint(self.schedule, self.prediction_type)
+        assert isinstance(self.model, Network)
         return fingerprint(self.model.config, self.scheduler, self.model.parameters)
 
     # ---------------------------------------------------------------------------------- signal
@@ -100,8 +178,9 @@ class Teacher:
         """Check a guidance scale (>= 0) and what goes with it against this teacher.
 
         null_class_label: the label that means "no class"; None: the last row of the class embedding
-        (the DiT convention). The others: see `Guidance`. Raises ValueError for values out of range,
-        or if the teacher is not class-conditional and anything but scale 1 is asked for.
+        (the DiT convention), or what a callable was declared with. The others: see `Guidance`.
+        Raises ValueError for values out of range, or if the teacher is not class-conditional and
+        anything but scale 1 is asked for.
         """
         scale = check_float("guidance_scale", scale, 0, 100)
         rescale = check_float("guidance_rescale", guidance_rescale, 0, 1)
@@ -121,8 +200,15 @@ class Teacher:
                 if label is not None:
                     raise ValueError(f"{name} must be None: {self.name!r} has no class table")
             return Guidance()
+        label = self.null_class_label if null_class_label is None else null_class_label
+        if label is None and scale == 1.0 and not varies and negative_class_label is None:
+            return Guidance()
+        if label is None:
+            raise ValueError(
+                f"null_class_label must be given: {self.name!r} was declared without one, and "
+                "guidance needs a label that means 'no class'"
+            )
         last = self.num_classes - 1
-        label = last if null_class_label is None else null_class_label
         null_label = check_int("null_class_label", label, 0, last)
         if negative_class_label is not None:
             check_int("negative_class_label", negative_class_label, 0, last)
@@ -153,10 +239,10 @@ class Teacher:
         output is not finite.
         """
         scales = guidance.scales(t, w)
-        output = guided_output(self.model, x, self.schedule.index(t), labels, guidance, scales)
+        output = guided_output(self.model, x, self.schedule.timestep(t), labels, guidance, scales)
         check_computed("the teacher's output", output)  # before the clip, which would hide an Inf
         alpha, sigma = self.schedule.alpha_sigma(t)
-        return (clip or self.clip).signal(self.scheduler.prediction_type, output, x, alpha, sigma)
+        return (clip or self.clip).signal(self.prediction_type, output, x, alpha, sigma)
 
     # -------------------------------------------------------------------------------- sampling
 
@@ -180,23 +266,25 @@ class Teacher:
         from t_start to 0 ("trailing"). class_labels: an integer or (n,); None: 0, 1, 2, ... in
         turn, image by image (the null label is left out when guidance is on). seed: image i gets
         the same noise in any batch, and for a student. noise: (n,C,H,W) instead of a seed.
-        sampler: "ddim" or "heun" (two network calls a step). t_start: where to start from pure
-        noise; below 1 for a fair comparison with students, and for epsilon teachers in few steps.
-        guidance_options: as in `guidance`, such as negative_class_label. Returns (n,C,H,W) float32
-        in [-1, 1]. Raises TypeError or ValueError before computing.
+        sampler: "ddim", "heun" (two network calls a step) or "dpm" (DPM-Solver++(2M), one call).
+        t_start: where to start from pure noise; below 1 for a fair comparison with students, and
+        for epsilon teachers in few steps. guidance_options: as in `guidance`, such as
+        negative_class_label. Returns (n,C,H,W) float32 in [-1, 1]. Raises TypeError or ValueError
+        before computing.
         """
         check_choice("sampler", sampler, tuple(SAMPLERS))
         t_start = check_float("t_start", t_start, 0, 1, above=True)
         guidance = self.guidance(guidance_scale, null_class_label, **guidance_options)
         self.check_can_sample()
         steps = check_int("num_inference_steps", num_inference_steps, 1)
-        available = round(t_start * self.schedule.num_train_timesteps)
+        available = self.schedule.most_steps(t_start)
         if steps > available:
             raise ValueError(
                 f"num_inference_steps must be 1 ... {available} for t_start {t_start}, got {steps}"
             )
         times = self.schedule.times(t_start, 0.0, steps)
         noise, labels = sampling_inputs(self.model, guidance, n, class_labels, seed, noise)
+        start = self.schedule.start(noise, times[0])
         images: Images = np.empty_like(noise)
         size = self.model.chunk_size(noise.shape[2], noise.shape[3])
         for begin in range(0, len(noise), size):
@@ -206,7 +294,7 @@ class Teacher:
             def signal(x: Images, t: Float64, chosen: Any = chosen) -> Images:
                 return self.signal(x, t, chosen, guidance)
 
-            images[rows] = SAMPLERS[sampler](self.schedule, signal, noise[rows], times)
+            images[rows] = SAMPLERS[sampler](self.schedule, signal, start[rows], times)
         np.clip(images, -1.0, 1.0, out=images)
         return images
 

@@ -111,6 +111,7 @@ def column(values: Array) -> Array:
 
 ABAR = np.array([0.999, 0.4, 4e-5])
 ALPHA, SIGMA = np.sqrt(ABAR), np.sqrt(1.0 - ABAR)
+KINDS = ["epsilon", "v_prediction", "sample", "flow"]
 
 
 def close(found: Array, expected: Array, tolerance: float = 3e-7) -> None:
@@ -123,13 +124,16 @@ def close(found: Array, expected: Array, tolerance: float = 3e-7) -> None:
 def signal(kind: str, output: Array, x: Array) -> Array:
     a, s = column(ALPHA), column(SIGMA)
     output, x = output.astype(np.float64), x.astype(np.float64)
-    return {"epsilon": (x - s * output) / a, "v_prediction": a * x - s * output, "sample": output}[
-        kind
-    ]
+    return {
+        "epsilon": (x - s * output) / a,
+        "v_prediction": (a * x - s * output) / (a**2 + s**2),
+        "sample": output,
+        "flow": (x - s * output) / (a + s),
+    }[kind]
 
 
 @pytest.mark.parametrize("clip", [0.0, 1.0, 0.3])
-@pytest.mark.parametrize("kind", ["epsilon", "v_prediction", "sample"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_signal_from_output_matches_definition(kind, clip):
     output, x = images(1), images(2)
     found = _core.signal_from_output(kind, output, x, ALPHA, SIGMA, clip)
@@ -140,15 +144,22 @@ def test_signal_from_output_matches_definition(kind, clip):
     close(found, expected)
 
 
-@pytest.mark.parametrize("kind", ["epsilon", "v_prediction", "sample"])
-def test_signal_of_a_perfect_network_is_the_image(kind):
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    "alpha, sigma",
+    [(ALPHA, SIGMA), (np.ones(3), np.array([0.002, 1.0, 20.0])), (1 - ABAR, ABAR)],
+    ids=["vp", "edm", "flow"],
+)
+def test_signal_of_a_perfect_network_is_the_image(kind, alpha, sigma):
     y, eps = images(3), images(4)
-    x = _core.diffuse(y, eps, ALPHA, SIGMA)
-    a, s = column(ALPHA), column(SIGMA)
-    output = {"epsilon": eps, "v_prediction": a * eps - s * y, "sample": y}[kind]
-    found = _core.signal_from_output(kind, output.astype(np.float32), x, ALPHA, SIGMA, 0.0)
-    for n in range(2):  # at alpha = 0.006 an epsilon teacher's rounding is divided by 0.006
-        np.testing.assert_allclose(found[n], y[n], atol=1e-5)
+    x = _core.diffuse(y, eps, alpha, sigma)
+    a, s = column(alpha), column(sigma)
+    output = {"epsilon": eps, "v_prediction": a * eps - s * y, "sample": y, "flow": eps - y}[kind]
+    found = _core.signal_from_output(kind, output.astype(np.float32), x, alpha, sigma, 0.0)
+    # An epsilon network's rounding is multiplied by sigma / alpha.
+    limits = 1e-5 * np.maximum(1.0, sigma / alpha if kind == "epsilon" else 1.0)
+    for n, limit in zip(range(3), np.broadcast_to(limits, 3), strict=True):
+        np.testing.assert_allclose(found[n], y[n], atol=limit)
 
 
 def test_signal_stays_safe_where_the_image_is_gone():

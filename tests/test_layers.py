@@ -32,13 +32,14 @@ LAYERS = [
     __init__
     _core
     files distances scheduler_config unet_config options
-    config metrics safetensors_io unet_keys network
+    config metrics safetensors_io unet_keys image_model
+    network
     diffusers_io schedule guidance flags
-    signal_ode inputs images
+    continuous callable_model signal_ode inputs images
     samplers
     teacher model_card student_info
     export
-    student resolve checkpoint callbacks probe
+    student resolve checkpoint callbacks probe student_init toy
     resume check
     steps
     evaluation describe

@@ -10,7 +10,7 @@ from models import CLASSES, PLAIN, make_teacher, noise
 from test_schedule import COSINE, LINEAR, ZERO_SNR, gaussian_signal
 
 from boot.guidance import Clip, Guidance, dynamic_threshold, guided_output
-from boot.samplers import sample_ddim, sample_heun
+from boot.samplers import sample_ddim, sample_dpm, sample_heun
 from boot.signal_ode import diffuse, trajectory
 
 MEAN, STD = 0.3, 0.5
@@ -50,6 +50,14 @@ def test_heun_converges_at_second_order():
     assert error(sample_heun, 40) < error(sample_ddim, 80) / 2
 
 
+def test_dpm_solver_converges_at_second_order():
+    errors = [error(sample_dpm, steps, 0.1) for steps in (25, 50, 100)]
+    assert errors[-1] < 5e-4
+    for coarse, fine in zip(errors[:-1], errors[1:], strict=True):
+        assert 3.4 < coarse / fine < 4.6
+    assert error(sample_dpm, 40) < error(sample_ddim, 40) / 2
+
+
 def test_ddim_in_x_and_the_signal_ode_are_the_same_steps():
     schedule, x = LINEAR, noise()
     signal = gaussian_signal(schedule)
@@ -62,7 +70,7 @@ def test_ddim_in_x_and_the_signal_ode_are_the_same_steps():
     np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
-@pytest.mark.parametrize("sampler", [sample_ddim, sample_heun])
+@pytest.mark.parametrize("sampler", [sample_ddim, sample_heun, sample_dpm])
 def test_zero_terminal_snr_starts_from_pure_noise(sampler):
     x = noise(16)
     times = ZERO_SNR.times(1.0, 0.0, 250)
@@ -218,7 +226,7 @@ def test_a_model_without_sample_size_takes_noise_of_any_fitting_size():
         teacher.sample(2)
 
 
-@pytest.mark.parametrize("sampler", ["ddim", "heun"])
+@pytest.mark.parametrize("sampler", ["ddim", "heun", "dpm"])
 def test_more_steps_approach_one_limit(sampler):
     teacher = make_teacher(PLAIN, prediction_type="v_prediction", clip_sample=False)
     limit = teacher.sample(4, num_inference_steps=200, sampler="heun")

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from models import noise
 
 from boot.noise import Stream, choice, normal, uniform
-from boot.schedule import Schedule
+from boot.schedule import Schedule, TableSchedule
 from boot.scheduler_config import SchedulerConfig
 from boot.signal_ode import diffuse, euler_step, heun_step, step, training_times, trajectory
 
@@ -134,7 +134,7 @@ def test_default_t_max_stays_where_an_epsilon_teacher_can_be_trusted():
 )
 def test_tables_that_are_no_noise_process_are_refused(table, message):
     with pytest.raises(ValueError, match=message):
-        Schedule(table)
+        TableSchedule(table)
 
 
 # ----------------------------------------------------------------------------------- Signal-ODE

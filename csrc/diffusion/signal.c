@@ -11,7 +11,7 @@
 /* NaN goes through: it must be seen, not hidden. */
 static float clamp(float x, float limit) { return x > limit ? limit : x < -limit ? -limit : x; }
 
-/* f = a x + b output, then the clip. All three prediction types are of this form. */
+/* f = a x + b output, then the clip. All prediction types are of this form. */
 static void affine_image(int64_t count, float a, const float *x, float b, const float *output,
                          float clip, float *f) {
     for (int64_t k = 0; k < count; k++) {
@@ -34,7 +34,14 @@ boot_status boot_signal_from_output(boot_prediction prediction, int64_t n, int64
         float a = 0, b = 1;
         if (prediction == BOOT_PREDICT_EPSILON)
             a = (float)(1 / alpha[i]), b = (float)(-sigma[i] / alpha[i]);
-        if (prediction == BOOT_PREDICT_V) a = (float)alpha[i], b = (float)-sigma[i];
+        if (prediction == BOOT_PREDICT_V) {
+            const double square = alpha[i] * alpha[i] + sigma[i] * sigma[i];
+            a = (float)(alpha[i] / square), b = (float)(-sigma[i] / square);
+        }
+        if (prediction == BOOT_PREDICT_FLOW) {
+            const double sum = alpha[i] + sigma[i];
+            a = (float)(1 / sum), b = (float)(-sigma[i] / sum);
+        }
         affine_image(count, a, x_t + i * count, b, output + i * count, (float)clip, f + i * count);
     }
     return BOOT_OK;

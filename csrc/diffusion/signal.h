@@ -14,12 +14,17 @@ typedef enum {
     BOOT_PREDICT_EPSILON,
     BOOT_PREDICT_V,
     BOOT_PREDICT_SAMPLE,
+    BOOT_PREDICT_FLOW,
     BOOT_NUM_PREDICTIONS
 } boot_prediction;
 
 /* The teacher as signal predictor f(x_t, t), from what its network returns; clipped to [-clip,
-   clip] if clip > 0. epsilon: f = (x_t - sigma eps) / alpha    v: f = alpha x_t - sigma v sample: f
-   = output BOOT_ERR_VALUE where epsilon meets alpha == 0: there is no signal to recover. */
+   clip] if clip > 0. For any alpha and sigma, variance preserving or not:
+     epsilon  output = eps                        f = (x_t - sigma output) / alpha
+     v        output = alpha eps - sigma x_0      f = (alpha x_t - sigma output) / (alpha^2 +
+   sigma^2) sample   output = x_0                        f = output flow     output = eps - x_0 f =
+   (x_t - sigma output) / (alpha + sigma) BOOT_ERR_VALUE where epsilon meets alpha == 0: there is no
+   signal to recover. */
 boot_status boot_signal_from_output(boot_prediction prediction, int64_t n, int64_t count,
                                     const float *output, const float *x_t, const double *alpha,
                                     const double *sigma, double clip, float *f);

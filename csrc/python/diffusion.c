@@ -59,7 +59,8 @@ static int batch_open(batch *b, PyObject **images, const char **image_names, PyO
 
 static PyObject *signal_from_output(PyObject *self, PyObject *args) {
     (void)self;
-    static const char *const names[BOOT_NUM_PREDICTIONS] = {"epsilon", "v_prediction", "sample"};
+    static const char *const names[BOOT_NUM_PREDICTIONS] = {"epsilon", "v_prediction", "sample",
+                                                            "flow"};
     const char *type;
     double clip;
     PyObject *images[2], *vectors[2];
@@ -70,9 +71,9 @@ static PyObject *signal_from_output(PyObject *self, PyObject *args) {
         return NULL;
     while (prediction < BOOT_NUM_PREDICTIONS && strcmp(type, names[prediction])) prediction++;
     if (prediction == BOOT_NUM_PREDICTIONS)
-        return PyErr_Format(PyExc_ValueError,
-                            "prediction_type is \"%s\", expected epsilon, v_prediction or sample",
-                            type);
+        return PyErr_Format(
+            PyExc_ValueError,
+            "prediction_type is \"%s\", expected epsilon, v_prediction, sample or flow", type);
     if (batch_open(&b, images, (const char *[]){"output", "x_t", NULL}, vectors,
                    (const char *[]){"alpha", "sigma", NULL}))
         FAIL;
