@@ -14,6 +14,7 @@ from boot.config import SOLVERS, DistillConfig
 from boot.errors import FormatError, check_choice, check_float, check_int, check_path
 from boot.metrics import FeatureFunction, Statistics, measure, paired_rmse
 from boot.network import Images
+from boot.refine import check_pair
 from boot.resolve import teaching_of
 from boot.schedule import Float64
 from boot.signal_ode import training_times, trajectory
@@ -83,7 +84,10 @@ def evaluate_student(
     trained = DistillConfig().to_dict() | student.info.training.get("config", {})
     delta = check_float("delta", trained["delta"] if delta is None else delta, 0, 1, above=True)
     solver = check_choice("solver", trained["solver"] if solver is None else solver, SOLVERS)
-    _check_pair(student, teacher)
+    check_pair(student, teacher)
+    expected = student.info.teacher.get("sha256")
+    if expected not in (None, teacher.fingerprint):
+        _log.warning("the student was distilled from another teacher than %r", teacher.name)
     statistics = None if reference is None else load_reference(reference, features)
     noise, labels = student.inputs(paired, seed=seed)
     times, signals = teacher_signals(student, teacher, noise, labels, delta=delta, solver=solver)
@@ -102,19 +106,6 @@ def evaluate_student(
         result["num_images"] = count
         result |= measure(images, statistics, labels if classes else None, features=features)
     return result
-
-
-def _check_pair(student: Student, teacher: Teacher) -> None:
-    ours, theirs = student.model.config, teacher.model.config
-    for key in ("in_channels", "sample_size", "num_class_embeds"):
-        mine, other = getattr(ours, key), getattr(theirs, key)
-        if mine != other:
-            raise ValueError(
-                f"teacher does not fit the student: {key} must be {mine!r}, got {other!r}"
-            )
-    expected = student.info.teacher.get("sha256")
-    if expected not in (None, teacher.fingerprint):
-        _log.warning("the student was distilled from another teacher than %r", teacher.name)
 
 
 def load_reference(reference: Any, features: FeatureFunction | None = None) -> Statistics:

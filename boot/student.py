@@ -14,9 +14,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from boot import _core
+from boot import _core, refine
 from boot.diffusers_io import load_pipeline, save_pipeline
-from boot.errors import FormatError, check_float, check_folder, check_path, check_timesteps
+from boot.errors import (
+    FormatError,
+    check_bool,
+    check_float,
+    check_folder,
+    check_int,
+    check_path,
+    check_timesteps,
+)
 from boot.export import (
     BAKED,
     INFO_FILE,
@@ -219,6 +227,70 @@ class Student:
         eps, labels = self.inputs(n, class_labels=class_labels, seed=seed, noise=noise)
         w = self.check_scales(guidance_scale, len(eps))
         return self.clipped(self.signal(eps, np.full(len(eps), self.info.t_min), labels, w))
+
+    def refine(
+        self,
+        teacher: Teacher,
+        n: int | None = None,
+        *,
+        num_teacher_steps: int,
+        t: float = 0.5,
+        fresh_noise: bool = False,
+        sampler: str = "ddim",
+        class_labels: Any = None,
+        guidance_scale: Any = None,
+        seed: int = 0,
+        noise: Any = None,
+    ) -> Images:
+        """Jump to time t with one call, and let the teacher take the rest of the steps.
+
+        num_teacher_steps: steps of `sampler` from t to 0, one or more. t: in [t_min, t_max], best
+        on the grid; the larger, the more is the teacher's work. fresh_noise: make the whole image
+        first and noise it again up to t, instead of jumping there. The teacher is guided as when it
+        taught. The rest, the result and the errors are as for `sample`; see `refine` for the ways.
+        """
+        fresh_noise = check_bool("fresh_noise", fresh_noise)
+        times = refine.check_refine(self, teacher, t, num_teacher_steps, sampler)
+        eps, labels = self.inputs(n, class_labels=class_labels, seed=seed, noise=noise)
+        w = self.check_scales(guidance_scale, len(eps))
+        start = float(times[0])
+        if fresh_noise:
+            images = self.sample(noise=eps, class_labels=labels, guidance_scale=w)
+            x = refine.renoise(self, images, start, seed)
+        else:
+            x = refine.jump(self, eps, labels, w, start)
+        return self.clipped(refine.teacher_steps(self, teacher, x, labels, w, times, sampler))
+
+    def resample(
+        self,
+        n: int | None = None,
+        *,
+        t: float,
+        num_rounds: int = 1,
+        num_corrections: int = 4,
+        class_labels: Any = None,
+        guidance_scale: Any = None,
+        seed: int = 0,
+        noise: Any = None,
+    ) -> Images:
+        """Make images, noise them again up to t and finish them again, without a teacher.
+
+        t: in [t_min, t_max]; num_rounds: how often, 0 or more; num_corrections: calls that look for
+        the start noise of the noised image, each round, see `refine.start_noise`. Network calls:
+        1 + num_rounds * (num_corrections + 1). The rest is as for `sample`.
+        """
+        t = check_float("t", t, self.info.t_min, self.info.t_max)
+        self._check_times(t, 1)
+        rounds = check_int("num_rounds", num_rounds, 0)
+        corrections = check_int("num_corrections", num_corrections, 1)
+        eps, labels = self.inputs(n, class_labels=class_labels, seed=seed, noise=noise)
+        w = self.check_scales(guidance_scale, len(eps))
+        images = self.sample(noise=eps, class_labels=labels, guidance_scale=w)
+        for number in range(rounds):
+            x = refine.renoise(self, images, t, seed, number)
+            eps = refine.start_noise(self, x, labels, w, t, corrections)
+            images = self.sample(noise=eps, class_labels=labels, guidance_scale=w)
+        return images
 
     def clipped(self, images: Images) -> Images:
         """Clip images in place to the range of the student's, and return them."""

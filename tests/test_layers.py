@@ -38,11 +38,12 @@ LAYERS = [
     continuous callable_model signal_ode inputs images
     samplers
     teacher model_card student_info
-    export
-    student resolve checkpoint callbacks probe student_init toy
+    export resolve
+    refine
+    student checkpoint callbacks probe student_init toy
     resume check
     steps
-    evaluation describe
+    evaluation describe latent
     pairs
     report
     fit
