@@ -8,6 +8,7 @@ from boot._version import __version__
 
 if TYPE_CHECKING:
     from boot.student import Student
+    from boot.student_info import StudentInfo
 
 _FRONT = """---
 library_name: diffusers
@@ -32,7 +33,7 @@ noise into an image.
 | images | {channels} channels, {size} |
 | network | UNet2DModel, {parameters:,} parameters |
 | start time t_max | {t_max:g} (timestep index {index}) |
-| guidance scale, built in | {guidance:g} |
+| guidance scale | {guidance} |
 | training steps | {steps} |
 | teacher SHA-256 | `{sha256}` |
 
@@ -98,11 +99,20 @@ def model_card(student: Student, title: str) -> str:
         parameters=student.model.num_parameters,
         t_max=info.t_max,
         index=int(student.schedule.index(info.t_max)),
-        guidance=info.guidance_scale,
+        guidance=_guidance(info),
         steps=info.training.get("steps", "unknown"),
         labels=labels,
         classes=classes,
     )
+
+
+def _guidance(info: StudentInfo) -> str:
+    """Say which guidance scale is built in, and which others boot can choose."""
+    if not info.takes_scale:
+        return f"{info.guidance_scale:g}, built in"
+    lo, hi = info.scale_range
+    chosen = f"{info.guidance_scale:g} with diffusers"
+    return f"{chosen}; {lo:g} ... {hi:g} with boot: `sample(..., guidance_scale=)`"
 
 
 def _labels(student: Student) -> tuple[str, str]:

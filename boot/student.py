@@ -234,7 +234,7 @@ class Student:
         n: int | None = None,
         *,
         num_teacher_steps: int,
-        t: float = 0.5,
+        t: float = 0.2,
         fresh_noise: bool = False,
         sampler: str = "ddim",
         class_labels: Any = None,

@@ -187,6 +187,8 @@ def test_one_scale_can_be_built_in_and_exported(tmp_path):
     with pytest.raises(ValueError, match="guidance_scale must be 3"):
         loaded.sample(2, guidance_scale=2.0)
     student.save_pretrained(tmp_path / "all")
+    for name, scale in (("three", "3, built in"), ("all", "1.5 with diffusers; 1 ... 4 with boot")):
+        assert f"| guidance scale | {scale}" in (tmp_path / name / "README.md").read_text()
     whole = Student.from_pretrained(tmp_path / "all")
     assert whole.info == student.info
     np.testing.assert_allclose(whole(x, 0.3, labels, 3.0), expected, atol=1e-5)

@@ -72,7 +72,7 @@ def test_scales_reach_student_and_teacher():
     student = make_student(info=RANGED)
     eps, labels = student.inputs(2)
     w = np.array([1.0, 4.0])
-    both = student.refine(TEACHER, 2, num_teacher_steps=2, guidance_scale=w)
+    both = student.refine(TEACHER, 2, num_teacher_steps=2, t=0.5, guidance_scale=w)
     for i in range(2):
         x = refine.jump(student, eps, labels, w, 0.5)[i : i + 1]
         alone = ddim(x, [0.5, 0.25, 0.0], labels[i : i + 1], w[i])
