@@ -117,6 +117,9 @@ def build_parser() -> Parser:
 def _add_distill(parser: Parser) -> None:
     parser.add_argument("teacher", metavar="TEACHER", help="diffusers pipeline folder")
     parser.add_argument("--config", metavar="FILE", help="JSON file of settings; flags go first")
+    parser.add_argument(
+        "--preset", metavar="NAME", help="fast, default or quality; flags go first [default]"
+    )
     add_config_flags(parser)
 
 
@@ -210,10 +213,15 @@ def _distill(arguments: argparse.Namespace) -> int:
 
 
 def _config(arguments: argparse.Namespace) -> Any:
-    """Return the settings of the file of --config, if any, and of the flags."""
+    """Return the settings of --config or --preset, if any, and of the flags."""
     from boot.config import DistillConfig
+    from boot.presets import preset_config
 
-    config = DistillConfig.load(arguments.config) if arguments.config else DistillConfig()
+    if arguments.config and arguments.preset:
+        raise UsageError("--config and --preset exclude each other: give one of them")
+    config = preset_config(arguments.preset or "default")
+    if arguments.config:
+        config = DistillConfig.load(arguments.config)
     return config.replace(**config_values(arguments))
 
 

@@ -28,8 +28,19 @@ from boot.options import Option, checked, setting
 
 RUN_CONFIG_FILE = "distill_config.json"  # in the output_dir
 LR_SCHEDULERS = ("hold_then_linear", "constant", "linear", "cosine")
-SOLVERS = ("heun", "euler")
-LOSS_WEIGHTS = ("inverse_c2", "inverse_c", "uniform")
+SOLVERS = ("heun", "midpoint", "euler")
+DELTA_SCHEDULES = ("constant", "linear")
+T_DISTRIBUTIONS = ("uniform", "progressive")
+CORRECTIONS = ("none", "rollout")
+LOSSES = ("l2", "pseudo_huber")
+LOSS_WEIGHTS = (
+    "inverse_c2",
+    "inverse_c",
+    "uniform",
+    "truncated_snr",
+    "snr_plus_one",
+    "min_snr_gamma",
+)
 REPORTERS = ("jsonl", "tensorboard", "none")
 
 HOLD_FRACTION = 0.6  # "hold_then_linear" keeps the peak rate up to this part of the run
@@ -139,18 +150,70 @@ class DistillConfig:
     delta: float = setting(
         0.04, float, "step of the signal-ODE, as a part of unit time", lo=0, hi=1, above=True
     )
+    delta_schedule: str = setting(
+        "constant",
+        str,
+        "course of delta over the run; linear: from delta_start to delta",
+        choices=DELTA_SCHEDULES,
+    )
+    delta_start: float = setting(
+        0.16, float, "delta at the first step if delta_schedule is linear", lo=0, hi=1, above=True
+    )
     solver: str = setting(
-        "heun", str, "solver of the target: heun (two teacher calls) or euler", choices=SOLVERS
+        "heun",
+        str,
+        "solver of the target: heun, midpoint (two teacher calls each) or euler (one)",
+        choices=SOLVERS,
+    )
+    teacher_substeps: int = setting(
+        1, int, "steps that the solver takes inside one delta", lo=1, hi=64
+    )
+    loss: str = setting(
+        "l2",
+        str,
+        "distance between student and target: l2 (mean square), or pseudo_huber: "
+        "sqrt(mean square + huber_c^2) - huber_c",
+        choices=LOSSES,
+    )
+    huber_c: float = setting(
+        0.03,
+        float,
+        "c of the pseudo-Huber loss as a part of sqrt(number of values of an image)",
+        lo=0,
+        hi=100,
+        above=True,
     )
     loss_weight: str = setting(
         "inverse_c2",
         str,
-        "weight of a sample by its step coefficient C: 1/C^2, 1/C or 1",
+        "weight of a sample, by its step coefficient C: 1/C^2, 1/C or 1; or by the "
+        "signal-to-noise ratio at s: max(SNR, 1), SNR + 1, min(SNR, snr_gamma)",
         choices=LOSS_WEIGHTS,
+    )
+    snr_gamma: float = setting(
+        5.0, float, "largest weight of loss_weight min_snr_gamma", lo=0, above=True
     )
     c_floor: float = setting(
         0.02, float, "smallest C inside the loss weight", lo=0, hi=1, above=True
     )
+
+    # ----------------------------------------------------------- correction of compounding errors
+
+    correction: str = setting(
+        "none",
+        str,
+        "rollout: for a part of the batch, follow the teacher's ODE from the student's own signal "
+        "for several steps more, and train the student at all of them",
+        choices=CORRECTIONS,
+    )
+    correction_fraction: float = setting(
+        0.125, float, "part of the batch that is followed", lo=0, hi=1, above=True
+    )
+    correction_steps: int = setting(4, int, "steps of delta that it is followed for", lo=1, hi=1000)
+    correction_weight: float = setting(
+        1.0, float, "weight of a followed sample, beside loss_weight", lo=0
+    )
+
     # ----------------------------------------------------------------------------------------- time
 
     t_max: float | None = setting(
@@ -171,6 +234,22 @@ class DistillConfig:
         above=True,
         below=True,
     )
+    t_distribution: str = setting(
+        "uniform",
+        str,
+        "times that are trained: uniform, or progressive: from t_max downwards, a range that grows "
+        "to the whole one",
+        choices=T_DISTRIBUTIONS,
+    )
+    progressive_fraction: float = setting(
+        0.5,
+        float,
+        "part of the run after which the range of a progressive t_distribution is whole",
+        lo=0,
+        hi=1,
+        above=True,
+    )
+
     # ------------------------------------------------------------------------- the teacher's signal
 
     clip_sample: bool | None = setting(

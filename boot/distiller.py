@@ -19,19 +19,22 @@ from boot.callbacks import Callback, History, TrainState
 from boot.check import CheckReport, check
 from boot.checkpoint import resolve_resume
 from boot.config import DistillConfig
-from boot.errors import check_computed, check_int, shown, type_name
+from boot.correction import Advance, Aims
+from boot.errors import ConfigError, check_computed, check_int, shown, type_name
 from boot.evaluation import evaluate_student
 from boot.fit import run
 from boot.htmlparts import facts_table
 from boot.inputs import drawn_labels
 from boot.network import Images, Network
 from boot.noise import Stream, choice, normal, uniform
+from boot.presets import preset_config
 from boot.resolve import clip_for, drawn_scales, guidance_for, open_output, resolve_config
 from boot.schedule import Float64
-from boot.signal_ode import diffuse, step
+from boot.signal_ode import diffuse, substeps
 from boot.student import Student
 from boot.student_info import StudentInfo
 from boot.student_init import starting_network
+from boot.targets import delta, distance, lowest_time, weights
 from boot.teacher import Teacher
 
 
@@ -45,6 +48,10 @@ class Draw(NamedTuple):
     labels: NDArray[np.int64] | None
     t: Float64
     w: Float64 | None
+
+    def take(self, rows: NDArray[np.int64]) -> Draw:
+        """Return the samples at some rows, in that order."""
+        return Draw._make(None if a is None else a[rows] for a in self)
 
 
 class Losses(NamedTuple):
@@ -71,18 +78,24 @@ class Distiller:
         config: DistillConfig | None = None,
         *,
         student: Any = None,
+        preset: str | None = None,
         **overrides: Any,
     ) -> None:
         """Prepare a run; with `resume_from_checkpoint`, load the state it continues from.
 
         teacher: a Teacher or the folder of one. student: what the student starts from: a
         UNet2DConfig or its dict (random weights), or the folder of a model; None: a copy of the
-        teacher, see `student_init`. overrides: settings of DistillConfig by name.
+        teacher, see `student_init`. preset: "fast", "default" or "quality" (see `presets`), in
+        place of a config. overrides: settings of DistillConfig by name; they win.
         Raises ConfigError for unknown or unfit settings, FileExistsError for an output_dir that
         has files (unless resuming), ResumeMismatch or CheckpointError for a bad checkpoint.
         """
         if config is not None and not isinstance(config, DistillConfig):
             raise TypeError(f"config must be a DistillConfig, got {shown(config)}")
+        if preset is not None:
+            if config is not None:
+                raise ConfigError("config and preset exclude each other: give one of them")
+            config = preset_config(preset)
         config = (config or DistillConfig()).replace(**overrides)
         if isinstance(teacher, (str, os.PathLike)):
             teacher = Teacher.from_pretrained(teacher)
@@ -112,11 +125,13 @@ class Distiller:
         self._t_max, self._t_min = float(config.t_max or 1.0), config.t_min
         # A network with a table of time embeddings knows whole timesteps only.
         networks = (teacher.model, self._start)
-        self._whole_steps = any(n.config.time_embedding_type == "learned" for n in networks)
-        self._delta = self._schedule.snap(config.delta) if self._whole_steps else config.delta
+        whole_steps = any(n.config.time_embedding_type == "learned" for n in networks)
+        self._grid = self._schedule.num_train_timesteps if whole_steps else None
         with_boundary = config.boundary_weight > 0 and config.boundary_fraction > 0
         rows = max(1, round(config.train_batch_size * config.boundary_fraction))
         self._boundary_rows = rows if with_boundary else 0
+        rows = max(1, round(config.train_batch_size * config.correction_fraction))
+        self._rollout_rows = rows if config.correction == "rollout" else 0
 
     def _make_networks(self) -> None:
         """Create the student in training, its weight average, and the optimiser's moments.
@@ -154,37 +169,65 @@ class Distiller:
             loss = omega || y(eps, s) - y* ||^2  +  beta || y(eps, t_max) - f(eps, t_max) ||^2
 
         Only y(eps, s) and y(eps, t_max) are differentiated. The boundary term takes the first rows
-        of the batch again at t_max: they ride along in the calls that are made anyway.
+        of the batch again at t_max, and a correction follows the first rows further (see
+        `correction`): both ride along in the calls that are made anyway.
         """
-        config, schedule, student = self.config, self._schedule, self._training
+        config, student = self.config, self._training
         eps, c, t, w = draw
-        s = np.maximum(t - self._delta, self._t_min)
-        size, extra = len(eps), self._boundary_rows
-        eps_too, c_too, w_too = (_with_first(a, extra) for a in (eps, c, w))
-        t_end = np.full(extra, self._t_max)
+        delta = self._delta()
+        s = np.maximum(t - delta, self._t_min)
+        size, ends = len(eps), np.arange(self._boundary_rows)
+        t_end = np.full(len(ends), self._t_max)
 
         y_t = check_computed("the student's signal y(eps, t)", student.signal(eps, t, c, w))
-        x_t = diffuse(schedule, y_t, eps, t)
-        x_end = schedule.start(eps[:extra], self._t_max)
-        f = self._f(_join(x_t, x_end), _join(t, t_end), c_too, w_too)
+        x_t = diffuse(self._schedule, y_t, eps, t)
+        x_end = self._schedule.start(eps[ends], self._t_max)
+        rows = _join(np.arange(size), ends)
+        f = self._f(_join(x_t, x_end), _join(t, t_end), draw.take(rows))
         f, f_end = f[:size], f[size:]
-        target = step(schedule, lambda x, s: self._f(x, s, c, w), eps, y_t, f, t, s, config.solver)
+        aims = Aims(np.arange(size), t, s, self._solve(y_t, f, t, s, draw))
+        if self._rollout_rows > 0:
+            steps = config.correction_steps
+            aims = aims.rollout(self._rollout_rows, steps, delta, self._t_min, self._go_on(draw))
 
-        y = student.signal_train(eps_too, _join(s, t_end), c_too, w_too)
-        omega = self._omega(schedule.step_coefficient(t, s))
-        beta = np.full(extra, config.boundary_weight)
-        bootstrap, dy = _core.weighted_mse(y[:size], target, omega / size)
-        boundary, dy_end = _core.weighted_mse(y[size:], f_end, beta / max(extra, 1))
+        asked = draw.take(_join(aims.rows, ends))
+        y = student.signal_train(asked.eps, _join(aims.s, t_end), asked.labels, asked.w)
+        omega = weights(config, self._schedule, aims.t, aims.s)
+        omega[size:] *= config.correction_weight * (aims.s < aims.t)[size:]
+        beta = np.full(len(ends), config.boundary_weight)
+        split = len(aims.rows)
+        bootstrap, dy = distance(config, y[:split], aims.target, omega / size)
+        boundary, dy_end = distance(config, y[split:], f_end, beta / max(len(ends), 1))
         return Losses(bootstrap, boundary, _join(dy, dy_end))
 
-    def _f(self, x: Images, t: Float64, labels: Any, w: Float64 | None) -> Images:
-        """The guided, clipped signal of the teacher at (x, t)."""
-        return self.teacher.signal(x, t, labels, self._guidance, self._clip, w)
+    def _delta(self) -> float:
+        """The step of the Signal-ODE now, on the grid of a network that knows whole steps only."""
+        now = delta(self.config, self.state.step)
+        return now if self._grid is None else self._schedule.snap(now)
 
-    def _omega(self, c: Float64) -> Float64:
-        """The weight of a sample by its step coefficient C: 1/C^2, 1/C or 1, C floored."""
-        power = {"inverse_c2": 2, "inverse_c": 1, "uniform": 0}[self.config.loss_weight]
-        return np.maximum(c, self.config.c_floor) ** -float(power)
+    def _solve(self, y: Images, f: Images, t: Float64, s: Float64, draw: Draw) -> Images:
+        """The teacher's y_s from y at t, where its signal is f: y* of the loss."""
+        config, eps = self.config, draw.eps
+
+        def signal(x: Images, t: Float64) -> Images:
+            return self._f(x, t, draw)
+
+        count = config.teacher_substeps
+        return substeps(self._schedule, signal, eps, y, f, t, s, config.solver, count, self._grid)
+
+    def _go_on(self, draw: Draw) -> Advance:
+        """The same for some rows of a batch, from a y that the teacher has not seen yet."""
+
+        def go(rows: NDArray[np.int64], y: Images, t: Float64, s: Float64) -> Images:
+            some = draw.take(rows)
+            f = self._f(diffuse(self._schedule, y, some.eps, t), t, some)
+            return self._solve(y, f, t, s, some)
+
+        return go
+
+    def _f(self, x: Images, t: Float64, draw: Draw) -> Images:
+        """The guided, clipped signal of the teacher at (x, t)."""
+        return self.teacher.signal(x, t, draw.labels, self._guidance, self._clip, draw.w)
 
     def _draw(self) -> Draw:
         """Draw noise, labels and times of the current step: functions of (seed, step, sample)."""
@@ -196,13 +239,13 @@ class Distiller:
         if self._labels is not None:
             labels = choice(seed, Stream.TRAIN_LABEL, number, 0, size, self._labels)
         share = 1.0 - uniform(seed, Stream.TRAIN_TIME, number, 0, size)  # (0, 1]
-        t = self._t_min + share * (self._t_max - self._t_min)
-        grid = self._schedule.num_train_timesteps
-        if self._whole_steps:
-            t = np.ceil(t * grid) / grid
+        low = lowest_time(self.config, number, self._t_min, self._t_max)
+        t = low + share * (self._t_max - low)
+        if self._grid is not None:
+            t = np.ceil(t * self._grid) / self._grid
         # Not below t_min + delta: a step cut short at t_min has a small C, and 1/C^2 would make it
         # the loudest (on EDM's schedule, whose sigma hardly moves there, by a factor of 30).
-        t = np.clip(t, min(self._t_min + self._delta, self._t_max), self._t_max)
+        t = np.clip(t, min(self._t_min + self._delta(), self._t_max), self._t_max)
         return Draw(eps, labels, t, drawn_scales(self.config, number))
 
     def _update(self, losses: Losses, learning_rate: float) -> float:
@@ -328,8 +371,3 @@ class Distiller:
 
 def _join(a: Any, b: Any) -> Any:
     return np.concatenate([a, b])
-
-
-def _with_first(a: Any, extra: int) -> Any:
-    """Return `a` followed by its first `extra` rows; None stays None."""
-    return None if a is None else np.concatenate([a, a[:extra]])

@@ -45,6 +45,8 @@ def teacher_signals(
         times = training_times(teacher.schedule, info.t_max, info.t_min, delta)
     guidance, clip = teaching_of(info, teacher)
     size = teacher.model.chunk_size(noise.shape[2], noise.shape[3])
+    learned = teacher.model.config.time_embedding_type == "learned"
+    grid = teacher.schedule.num_train_timesteps if learned else None
     parts: list[list[Images]] = []
     for begin in range(0, len(noise), size):
         rows = slice(begin, begin + size)
@@ -53,7 +55,7 @@ def teacher_signals(
         def signal(x: Images, t: Float64, chosen: Any = chosen) -> Images:
             return teacher.signal(x, t, chosen, guidance, clip)
 
-        parts.append(trajectory(teacher.schedule, signal, noise[rows], times, solver))
+        parts.append(trajectory(teacher.schedule, signal, noise[rows], times, solver, grid))
     return times, [np.concatenate(images) for images in zip(*parts, strict=True)]
 
 
@@ -72,17 +74,19 @@ def evaluate_student(
     """Measure a student; needs no data unless a reference is given.
 
     paired_rmse: root mean square difference between student and teacher ODE at equal noise and
-    labels, over num_paired images in [-1, 1]; delta and solver ("euler" is DDIM) default to those
-    of the training. With `reference` - a Statistics, the path of one, or real images (N,C,H,W) as
-    an array or a file with `images` - also frechet_distance, precision, recall, and class_accuracy
-    if the reference has classes, over num_images. features: a function from images (N,C,H,W) to
-    rows (N,D) for the Fréchet distance, precision and recall; None: pixels. Raises TypeError,
-    ValueError or FormatError before computing.
+    labels, over num_paired images in [-1, 1]; solver ("euler" is DDIM) and delta (of a sub-step)
+    default to those of the training. With `reference` - a Statistics, the path of one, or real
+    images (N,C,H,W) as an array or a file with `images` - also frechet_distance, precision, recall,
+    and class_accuracy if the reference has classes, over num_images. features: a function from
+    images (N,C,H,W) to rows (N,D) for the Fréchet distance, precision and recall; None: pixels.
+    Raises TypeError, ValueError or FormatError before computing.
     """
     count = check_int("num_images", num_images, 2)
     paired = check_int("num_paired", num_paired, 1)
     trained = DistillConfig().to_dict() | student.info.training.get("config", {})
-    delta = check_float("delta", trained["delta"] if delta is None else delta, 0, 1, above=True)
+    if delta is None:
+        delta = trained["delta"] / trained["teacher_substeps"]
+    delta = check_float("delta", delta, 0, 1, above=True)
     solver = check_choice("solver", trained["solver"] if solver is None else solver, SOLVERS)
     check_pair(student, teacher)
     expected = student.info.teacher.get("sha256")

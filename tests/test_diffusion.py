@@ -213,21 +213,48 @@ def test_signal_step_is_the_ddim_step():
     close(found, (x_s - column(s_s) * eps) / column(a_s), tolerance=1e-6)
 
 
-def test_weighted_mse_matches_definition_and_its_derivative():
+def mean_square(d: Array) -> Array:
+    return (d**2).mean(axis=(1, 2, 3))
+
+
+LOSSES = {
+    "mse": (_core.weighted_mse, (), mean_square),
+    "huber": (_core.weighted_huber, (0.3,), lambda d: np.sqrt(mean_square(d) + 0.09) - 0.3),
+    "tiny c": (_core.weighted_huber, (1e-6,), lambda d: np.sqrt(mean_square(d) + 1e-12) - 1e-6),
+}
+
+
+@pytest.mark.parametrize("key", LOSSES)
+def test_losses_match_definition_and_derivative(key):
+    function, more, distance = LOSSES[key]
     y, target, weight = images(15), images(16), np.array([1.0, 0.0, 2500.0])
 
     def loss_of(values: Array) -> float:
-        per_image = ((values - target.astype(np.float64)) ** 2).mean(axis=(1, 2, 3))
-        return float(weight @ per_image)
+        return float(weight @ distance(values - target.astype(np.float64)))
 
-    loss, dy = _core.weighted_mse(y, target, weight)
+    loss, dy = function(y, target, weight, *more)
     assert isinstance(loss, float)
     assert loss == pytest.approx(loss_of(y.astype(np.float64)), rel=1e-6)
     v, step = np.random.RandomState(0).standard_normal(y.shape), 1e-6
     slope = (loss_of(y + step * v) - loss_of(y - step * v)) / (2 * step)
     assert float(np.vdot(dy.astype(np.float64), v)) == pytest.approx(slope, rel=1e-5)
     assert not dy[1].any()
-    assert _core.weighted_mse(y, y, weight)[0] == 0.0
+    same, nothing = function(y, y, weight, *more)
+    assert same == 0.0 and not nothing.any()
+
+
+def test_pseudo_huber_is_between_half_square_and_root():
+    y, target, weight = images(15), images(16), np.ones(3)
+    square = mean_square(y.astype(np.float64) - target)
+    near = _core.weighted_huber(y, target, weight, 1e4)[0]
+    assert near == pytest.approx(square.sum() / 2e4, rel=1e-4)
+    far = _core.weighted_huber(y, target, weight, 1e-9)[0]
+    assert far == pytest.approx(np.sqrt(square).sum(), rel=1e-6)
+    for c in (0.0, -1.0, math.nan, math.inf):
+        with pytest.raises(ValueError, match="> 0"):
+            _core.weighted_huber(y, target, weight, c)
+    with pytest.raises(FloatingPointError):
+        _core.weighted_huber(y * np.float32(np.nan), target, weight, 1.0)
 
 
 @pytest.mark.parametrize("function", ["diffuse", "guide", "signal_step", "weighted_mse"])

@@ -33,9 +33,9 @@ LAYERS = [
     _core
     files distances scheduler_config unet_config options
     config metrics safetensors_io unet_keys image_model
-    network
+    network presets
     diffusers_io schedule guidance flags
-    continuous callable_model signal_ode inputs images
+    continuous callable_model signal_ode inputs images targets correction
     samplers
     teacher model_card student_info
     export resolve

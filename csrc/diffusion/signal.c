@@ -73,20 +73,47 @@ void boot_guide(int64_t n, int64_t count, const float *f_cond, const float *f_nu
     }
 }
 
+static boot_status finite_loss(double loss) {
+    if (isfinite(loss)) return BOOT_OK;
+    return boot_fail(BOOT_ERR_NONFINITE, "loss is %g, expected a finite number", loss);
+}
+
+/* d = y - target in place of dy, and mean d^2 in a fixed order. */
+static double difference(int64_t count, const float *y, const float *target, float *d) {
+    double sum = 0;
+    for (int64_t k = 0; k < count; k++) {
+        d[k] = y[k] - target[k];
+        sum += (double)d[k] * d[k];
+    }
+    return sum / (double)count;
+}
+
+static void scale(int64_t count, float by, float *d) {
+    for (int64_t k = 0; k < count; k++) d[k] *= by;
+}
+
 boot_status boot_weighted_mse(int64_t n, int64_t count, const float *y, const float *target,
                               const double *weight, double *loss, float *dy) {
     double total = 0;
     for (int64_t i = 0; i < n; i++) {
-        double sum = 0;
-        const float slope = (float)(2 * weight[i] / (double)count);
-        for (int64_t k = i * count; k < (i + 1) * count; k++) {
-            const float d = y[k] - target[k];
-            dy[k] = slope * d;
-            sum += (double)d * d;
-        }
-        total += weight[i] * sum / (double)count;
+        total += weight[i] * difference(count, y + i * count, target + i * count, dy + i * count);
+        scale(count, (float)(2 * weight[i] / (double)count), dy + i * count);
     }
     *loss = total;
-    if (isfinite(total)) return BOOT_OK;
-    return boot_fail(BOOT_ERR_NONFINITE, "loss is %g, expected a finite number", total);
+    return finite_loss(total);
+}
+
+boot_status boot_weighted_huber(int64_t n, int64_t count, const float *y, const float *target,
+                                const double *weight, double c, double *loss, float *dy) {
+    double total = 0;
+    if (!(c > 0) || !isfinite(c))
+        return boot_fail(BOOT_ERR_VALUE, "pseudo-Huber: c is %g, expected a finite number > 0", c);
+    for (int64_t i = 0; i < n; i++) {
+        const double mse = difference(count, y + i * count, target + i * count, dy + i * count);
+        const double root = sqrt(mse + c * c);
+        total += weight[i] * (mse / (root + c)); /* root - c, without the cancellation */
+        scale(count, (float)(weight[i] / (root * (double)count)), dy + i * count);
+    }
+    *loss = total;
+    return finite_loss(total);
 }

@@ -47,4 +47,9 @@ void boot_guide(int64_t n, int64_t count, const float *f_cond, const float *f_nu
 boot_status boot_weighted_mse(int64_t n, int64_t count, const float *y, const float *target,
                               const double *weight, double *loss, float *dy);
 
+/* The same with the pseudo-Huber distance sqrt(mean (y - target)^2 + c^2) - c, c > 0: that of Song
+   and Dhariwal (2023) divided by sqrt(count), so that c means the same for any image size. */
+boot_status boot_weighted_huber(int64_t n, int64_t count, const float *y, const float *target,
+                                const double *weight, double c, double *loss, float *dy);
+
 #endif

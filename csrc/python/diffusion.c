@@ -129,24 +129,41 @@ static PyObject *guide(PyObject *self, PyObject *args) {
     FINISH(boot_guide(b.n, b.count, IMAGE(0), IMAGE(1), VECTOR(0), OUT));
 }
 
-static PyObject *weighted_mse(PyObject *self, PyObject *args) {
-    (void)self;
-    PyObject *images[2], *vectors[1];
+/* c < 0: mean square, else pseudo-Huber. */
+static PyObject *weighted_loss(PyObject *images[2], PyObject *vectors[1], double c) {
     batch b = {0};
     boot_status status;
     double loss = 0;
-    if (!PyArg_ParseTuple(args, "OOO:weighted_mse", &images[0], &images[1], &vectors[0]))
-        return NULL;
     if (batch_open(&b, images, (const char *[]){"y", "target", NULL}, vectors,
                    (const char *[]){"weight", NULL}))
         FAIL;
     Py_BEGIN_ALLOW_THREADS;
-    status = boot_weighted_mse(b.n, b.count, IMAGE(0), IMAGE(1), VECTOR(0), &loss, OUT);
+    status = c < 0
+                 ? boot_weighted_mse(b.n, b.count, IMAGE(0), IMAGE(1), VECTOR(0), &loss, OUT)
+                 : boot_weighted_huber(b.n, b.count, IMAGE(0), IMAGE(1), VECTOR(0), c, &loss, OUT);
     Py_END_ALLOW_THREADS;
     batch_close(&b);
     if (!status) return Py_BuildValue("dN", loss, (PyObject *)b.out);
     Py_DECREF(b.out);
     return boot_py_error(status);
+}
+
+static PyObject *weighted_mse(PyObject *self, PyObject *args) {
+    (void)self;
+    PyObject *images[2], *vectors[1];
+    if (!PyArg_ParseTuple(args, "OOO:weighted_mse", &images[0], &images[1], &vectors[0]))
+        return NULL;
+    return weighted_loss(images, vectors, -1);
+}
+
+static PyObject *weighted_huber(PyObject *self, PyObject *args) {
+    (void)self;
+    PyObject *images[2], *vectors[1];
+    double c;
+    if (!PyArg_ParseTuple(args, "OOOd:weighted_huber", &images[0], &images[1], &vectors[0], &c))
+        return NULL;
+    if (c < 0) return PyErr_Format(PyExc_ValueError, "c is negative, expected > 0");
+    return weighted_loss(images, vectors, c);
 }
 
 /* A flat float32 buffer that may be written in place; borrowed, no copies. */
@@ -208,6 +225,9 @@ PyMethodDef boot_diffusion_methods[] = {
     {"guide", guide, METH_VARARGS, "guide(f_cond, f_null, w) -> f_null + w (f_cond - f_null)"},
     {"weighted_mse", weighted_mse, METH_VARARGS,
      "weighted_mse(y, target, weight) -> (sum_n weight_n mean (y - target)^2, gradient)"},
+    {"weighted_huber", weighted_huber, METH_VARARGS,
+     "weighted_huber(y, target, weight, c) -> (sum_n weight_n (sqrt(mean (y - target)^2 + c^2) - "
+     "c), gradient)"},
     {"adamw_step", (PyCFunction)(void (*)(void))adamw_step, METH_VARARGS | METH_KEYWORDS,
      "adamw_step(weights, grads, m, v, ema, *, step, learning_rate, beta1, beta2, epsilon, "
      "weight_decay, "

@@ -1,0 +1,41 @@
+"""Named settings of a distillation: `Distiller(teacher, preset="quality")`, `--preset quality`.
+
+A preset is DistillConfig's defaults with some settings changed; settings that are given beside it
+win. Guidance stays None, which means 1.5 for a class-conditional teacher with a null label.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from boot.config import DistillConfig
+from boot.errors import ConfigError, check_choice
+
+
+@dataclass(frozen=True)
+class Preset:
+    """What a preset changes, what it is for, and what came of it where it was measured."""
+
+    settings: dict[str, Any]
+    purpose: str
+    result: str
+
+
+PRESETS: dict[str, Preset] = {
+    "fast": Preset(
+        {"max_train_steps": 1000},
+        "a first look",
+        "digits teacher: Fréchet distance 0.33, recall 0.68, class accuracy 1.00",
+    ),
+    "default": Preset({}, "the defaults of DistillConfig", "not measured yet"),
+    "quality": Preset(
+        {"max_train_steps": 4500}, "the best images for the time", "not measured yet"
+    ),
+}
+
+
+def preset_config(name: str) -> DistillConfig:
+    """Return the settings of a preset; ConfigError, with the known names, for another name."""
+    check_choice("preset", name, tuple(PRESETS), error=ConfigError)
+    return DistillConfig(**PRESETS[name].settings)

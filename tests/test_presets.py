@@ -1,0 +1,51 @@
+"""Presets: known names, overrides that win, and the same from Python and the command line."""
+
+import json
+
+import pytest
+from models import PLAIN, make_teacher, save_teacher
+
+from boot.cli import main
+from boot.config import DistillConfig
+from boot.distiller import Distiller
+from boot.errors import ConfigError
+from boot.presets import PRESETS, preset_config
+
+
+def test_presets_are_valid_and_differ():
+    configs = {name: preset_config(name) for name in PRESETS}
+    assert set(configs) == {"fast", "default", "quality"}
+    assert configs["default"] == DistillConfig()
+    steps = [configs[name].max_train_steps for name in ("fast", "default", "quality")]
+    assert steps == sorted(set(steps))
+    for preset in PRESETS.values():
+        assert len(preset.purpose) > 10 and len(preset.result) > 10
+
+
+def test_overrides_win_and_guidance_follows_the_teacher():
+    run = Distiller(make_teacher(), preset="quality", max_train_steps=3, train_batch_size=2)
+    expected = preset_config("quality").replace(max_train_steps=3, train_batch_size=2)
+    assert run.config.max_train_steps == 3
+    assert run.config.ema_decay == expected.ema_decay
+    assert run.config.guidance_scale == 1.5
+    assert Distiller(make_teacher(PLAIN), preset="quality").config.guidance_scale == 1.0
+
+
+def test_bad_presets_are_refused():
+    with pytest.raises(ConfigError, match=r"preset must be one of .*'quality'; got 'best'"):
+        Distiller(make_teacher(), preset="best")
+    with pytest.raises(ConfigError, match="config and preset exclude each other"):
+        Distiller(make_teacher(), DistillConfig(), preset="fast")
+
+
+def test_the_command_line_takes_a_preset(tmp_path, capsys):
+    teacher, out = save_teacher(tmp_path / "teacher"), tmp_path / "out"
+    flags = ["--max-train-steps", "2", "--train-batch-size", "2", "--report-to", "none"]
+    command = ["distill", str(teacher), "--output-dir", str(out)]
+    assert main([*command, "--preset", "quality", *flags]) == 0
+    saved = json.loads((out / "distill_config.json").read_text())
+    assert saved["max_train_steps"] == 2
+    assert saved["ema_decay"] == preset_config("quality").ema_decay
+    assert main([*command, "--preset", "zzz"]) == 1
+    assert "preset must be one of" in capsys.readouterr().err
+    assert main([*command, "--preset", "fast", "--config", "x.json"]) == 2
