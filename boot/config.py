@@ -21,10 +21,9 @@ from boot.errors import (
     check_path,
     nearest_hint,
     shown,
-    type_name,
 )
 from boot.files import read_json_object, to_json, write_atomically
-from boot.options import Option, checked, setting
+from boot.options import Option, checked, setting, string_keys
 
 RUN_CONFIG_FILE = "distill_config.json"  # in the output_dir
 LR_SCHEDULERS = ("hold_then_linear", "constant", "linear", "cosine")
@@ -348,7 +347,7 @@ class DistillConfig:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> DistillConfig:
         """Make a config from names and values; ConfigError for an unknown name, with a hint."""
-        return cls().replace(**_string_keys(values))
+        return cls().replace(**string_keys(values))
 
     def replace(self, **overrides: Any) -> DistillConfig:
         """Return a copy with some settings changed; ConfigError for an unknown name."""
@@ -410,12 +409,3 @@ def auto_learning_rate(num_parameters: int) -> float:
     and 1/sqrt(size) gives 3.3e-4 for a 35.7 M one, near the 2e-4 that DDPM was trained with.
     """
     return AUTO_LEARNING_RATE * min(1.0, math.sqrt(TINY_NETWORK / num_parameters))
-
-
-def _string_keys(values: Mapping[str, Any]) -> dict[str, Any]:
-    if not isinstance(values, Mapping):
-        raise TypeError(f"settings must be a mapping, got {type_name(values)}")
-    for key in values:
-        if not isinstance(key, str):
-            raise TypeError(f"names of settings must be strings, got {shown(key)}")
-    return dict(values)

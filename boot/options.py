@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,6 +17,8 @@ from boot.errors import (
     check_int,
     check_path,
     check_seed,
+    shown,
+    type_name,
 )
 
 
@@ -80,3 +82,13 @@ def _checked_int(option: Option, value: Any) -> int:
     lo = None if option.lo is None else int(option.lo)
     hi = None if option.hi is None else int(option.hi)
     return check_int(option.name, value, lo, hi, error=ConfigError)
+
+
+def string_keys(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return settings as a dict; TypeError for what is no mapping or has other keys than words."""
+    if not isinstance(values, Mapping):
+        raise TypeError(f"settings must be a mapping, got {type_name(values)}")
+    for key in values:
+        if not isinstance(key, str):
+            raise TypeError(f"names of settings must be strings, got {shown(key)}")
+    return dict(values)
