@@ -23,7 +23,7 @@ Advance = Callable[[NDArray[np.int64], Images, Float64, Float64], Images]
 
 
 class Aims(NamedTuple):
-    """What the student is asked for: `target` at time s, reached from t, for rows of a batch.
+    """What the student is asked for: `target` at s, reached from its own y_t, for rows of a batch.
 
     rows: (M,) indices into the batch; t, s: (M,); target: (M,C,H,W).
     """
@@ -36,14 +36,16 @@ class Aims(NamedTuple):
     def rollout(self, count: int, steps: int, delta: float, t_min: float, go: Advance) -> Aims:
         """Return these aims and those of the first `count` rows, followed for `steps` more steps.
 
-        Steps are of length delta and end at t_min. Rows that are there already stay, with s = t:
-        they must get no weight. So there are always as many rows, and networks one batch size.
+        Steps are of length delta and end at t_min; t stays the time of the student's own signal,
+        where the path began. Rows that have arrived wait there with t = s: they must get no weight.
+        So there are always as many rows, and networks one batch size.
         """
         parts = [self]
         last = Aims._make(a[:count] for a in self)
         for _ in range(steps):
-            rows, t, y = last.rows, last.s, last.target
-            s = np.maximum(t - delta, t_min)
-            last = Aims(rows, t, s, go(rows, y, t, s))
+            s = np.maximum(last.s - delta, t_min)
+            target = go(last.rows, last.target, last.s, s)
+            start = np.where(s < last.s, last.t, s)
+            last = Aims(last.rows, start, s, target)
             parts.append(last)
         return Aims._make(np.concatenate(column) for column in zip(*parts, strict=True))

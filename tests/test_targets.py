@@ -132,8 +132,10 @@ def test_a_rollout_follows_the_first_rows_to_the_end():
     aims = Aims(np.arange(3), t, s, target).rollout(2, 3, 0.25, 0.1, go)
     # the first row takes 0.7 -> 0.45 -> 0.2 -> 0.1; the second is at t_min and stays
     assert [c[0] for c in calls] == [[0, 1]] * 3
+    np.testing.assert_allclose([c[1] for c in calls], [[0.7, 0.1], [0.45, 0.1], [0.2, 0.1]])
+    np.testing.assert_allclose([c[2] for c in calls], [[0.45, 0.1], [0.2, 0.1], [0.1, 0.1]])
     np.testing.assert_allclose(aims.s, [0.7, 0.1, 0.6, 0.45, 0.1, 0.2, 0.1, 0.1, 0.1])
-    np.testing.assert_allclose(aims.t, [0.9, 0.3, 0.8, 0.7, 0.1, 0.45, 0.1, 0.2, 0.1])
+    np.testing.assert_allclose(aims.t, [0.9, 0.3, 0.8, 0.9, 0.1, 0.9, 0.1, 0.9, 0.1])
     assert aims.rows.tolist() == [0, 1, 2, 0, 1, 0, 1, 0, 1]
     assert aims.target.ravel().tolist() == [0, 0, 0, 1, 1, 2, 2, 3, 3]
 

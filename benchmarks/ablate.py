@@ -1,0 +1,181 @@
+"""What each choice of the method buys: one change at a time, at equal compute, several seeds.
+
+python benchmarks/ablate.py NAME TEACHER REFERENCE [--steps 400] [--seeds 0 1 2] [--only KEY ...]
+    [--results ablation.jsonl] [--table ablation.md]
+
+Trains one student after the other in this process and appends a JSON line for each; what is in the
+file already is skipped, so a run may be stopped and started again. --table writes the tables of all
+teachers in the file. `--steps` are those of the baseline: a variant whose step costs more takes
+fewer, in proportion to network calls (`step_cost`).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import statistics
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from ablation_students import EpsilonMap, InputTimeMap, TeacherTime
+
+from boot.config import DistillConfig
+from boot.distiller import Distiller
+from boot.evaluation import evaluate_student, load_reference
+from boot.student import Student
+from boot.teacher import Teacher
+
+# name -> (group, settings, class of the student). The baseline is DistillConfig's defaults.
+VARIANTS: dict[str, tuple[str, dict[str, Any], type[Student] | None]] = {
+    "defaults": ("", {}, None),
+    "epsilon map, frozen at t_max": ("output map", {}, EpsilonMap),
+    "v map of the target time": ("output map", {}, InputTimeMap),
+    "teacher's own embedding, fed t": ("time embedding", {}, TeacherTime),
+    "delta 0.02": ("delta", {"delta": 0.02}, None),
+    "delta 0.08": ("delta", {"delta": 0.08}, None),
+    "delta 0.16 to 0.04": ("delta", {"delta_schedule": "linear"}, None),
+    "euler": ("solver", {"solver": "euler"}, None),
+    "midpoint": ("solver", {"solver": "midpoint"}, None),
+    "euler, 2 sub-steps": ("solver", {"solver": "euler", "teacher_substeps": 2}, None),
+    "weight 1/C": ("weight", {"loss_weight": "inverse_c"}, None),
+    "weight 1": ("weight", {"loss_weight": "uniform"}, None),
+    "weight min(SNR, 5)": ("weight", {"loss_weight": "min_snr_gamma"}, None),
+    "pseudo-Huber, 1/C": ("loss", {"loss": "pseudo_huber", "loss_weight": "inverse_c"}, None),
+    "boundary weight 0": ("boundary", {"boundary_weight": 0.0}, None),
+    "boundary weight 1": ("boundary", {"boundary_weight": 1.0}, None),
+    "t progressive": ("t distribution", {"t_distribution": "progressive"}, None),
+    "guidance drawn from 1 ... 2": ("guidance", {"guidance_scale_max": 2.0}, None),
+    "rollout": ("correction", {"correction": "rollout"}, None),
+}
+METRICS = ("frechet_distance", "recall", "paired_rmse")
+NUM_IMAGES, NUM_PAIRED, EVALUATION_SEED = 2000, 256, 1234
+
+
+def step_cost(config: DistillConfig, guided: bool) -> float:
+    """Return the network passes of a training step, per sample: a backward pass counts as two."""
+    calls = config.teacher_substeps * (1 if config.solver == "euler" else 2)
+    ends = config.boundary_fraction if config.boundary_weight > 0 else 0.0
+    follow = config.correction_fraction * config.correction_steps
+    follow = follow if config.correction == "rollout" else 0.0
+    teacher = (2.0 if guided else 1.0) * (calls * (1.0 + follow) + ends)
+    return 1.0 + 3.0 * (1.0 + ends + follow) + teacher
+
+
+def train(teacher: Teacher, name: str, steps: int, seed: int) -> tuple[Distiller, int]:
+    """Distil one variant for as much compute as `steps` steps of the defaults."""
+    _, settings, kind = VARIANTS[name]
+    guided = teacher.num_classes is not None
+    base, config = DistillConfig(), DistillConfig(**settings)
+    count = max(1, round(steps * step_cost(base, guided) / step_cost(config, guided)))
+    warmup = min(config.lr_warmup_steps, count // 4)
+    ema = min(config.ema_decay, 1.0 - 10.0 / count)  # a short run needs a short average
+    fixed = {"max_train_steps": count, "lr_warmup_steps": warmup, "ema_decay": ema}
+    run = Distiller(teacher, config.replace(seed=seed, report_to="none", **fixed))
+    if kind is not None:
+        run._training.__class__ = run._average.__class__ = kind
+    while run.state.step < count:
+        run.step()
+    return run, count
+
+
+def measure(run: Distiller, teacher: Teacher, reference: Any) -> dict[str, float]:
+    """Return the numbers of a student; pairs are with the same fine teacher path for all."""
+    numbers = evaluate_student(
+        run.student,
+        teacher,
+        num_images=NUM_IMAGES,
+        num_paired=NUM_PAIRED,
+        reference=reference,
+        delta=0.02,
+        solver="heun",
+        seed=EVALUATION_SEED,
+    )
+    return {key: float(numbers[key]) for key in (*METRICS, "class_accuracy") if key in numbers}
+
+
+def done_before(path: Path) -> list[dict[str, Any]]:
+    """Read the results file; an unfinished last line counts as nothing."""
+    rows = []
+    for line in path.read_text().splitlines() if path.exists() else []:
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError:
+            continue
+    return rows
+
+
+def sweep(options: argparse.Namespace) -> None:
+    """Train and measure what is missing in the results file."""
+    names = options.only or list(VARIANTS)
+    unknown = set(names) - set(VARIANTS)
+    if unknown:
+        raise SystemExit(f"unknown: {', '.join(unknown)}; known: {', '.join(VARIANTS)}")
+    have = {
+        (row["teacher"], row["variant"], row["seed"], row["base_steps"])
+        for row in done_before(options.results)
+    }
+    reference = load_reference(options.reference)
+    for seed in options.seeds:
+        for name in names:
+            key = (options.name, name, seed, options.steps)
+            if key in have:
+                continue
+            teacher = Teacher.from_pretrained(options.teacher)
+            begin = time.process_time()
+            run, count = train(teacher, name, options.steps, seed)
+            row = dict(zip(("teacher", "variant", "seed", "base_steps"), key, strict=True))
+            row |= {"steps": count, "cpu_seconds": round(time.process_time() - begin, 1)}
+            row |= {"skipped": run.state.skipped, **measure(run, teacher, reference)}
+            with options.results.open("a") as file:
+                file.write(json.dumps(row) + "\n")
+            print(json.dumps(row), flush=True)
+
+
+def cell(values: list[float]) -> str:
+    """`mean +- standard deviation`, or the one value."""
+    values = [value for value in values if math.isfinite(value)]
+    if not values:
+        return "not finite"
+    spread = f" ± {statistics.stdev(values):.3f}" if len(values) > 1 else ""
+    return f"{np.mean(values):.3f}{spread}"
+
+
+def tables(rows: list[dict[str, Any]]) -> str:
+    """Return one Markdown table per teacher and number of steps."""
+    text = []
+    for teacher, steps in sorted({(row["teacher"], row["base_steps"]) for row in rows}):
+        mine = [r for r in rows if (r["teacher"], r["base_steps"]) == (teacher, steps)]
+        text += [f"## {teacher}, the compute of {steps} default steps", ""]
+        text += ["| | variant | steps | seeds | Fréchet distance | recall | paired RMSE |"]
+        text += ["|---|---|---|---|---|---|---|"]
+        for name, (group, _, _) in VARIANTS.items():
+            runs = [row for row in mine if row["variant"] == name]
+            if runs:
+                cells = " | ".join(cell([row[key] for row in runs]) for key in METRICS)
+                text += [f"| {group} | {name} | {runs[0]['steps']} | {len(runs)} | {cells} |"]
+        text += [""]
+    return "\n".join(text)
+
+
+def main() -> None:
+    """Run the sweep, then write the tables if asked to."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("name", help="what the tables call this teacher")
+    parser.add_argument("teacher", help="folder of the teacher")
+    parser.add_argument("reference", help="statistics of real images, or images, as .npz")
+    parser.add_argument("--steps", type=int, default=400)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--only", nargs="+", metavar="VARIANT")
+    parser.add_argument("--results", type=Path, default=Path("ablation.jsonl"))
+    parser.add_argument("--table", type=Path, help="Markdown file to write")
+    options = parser.parse_args()
+    sweep(options)
+    if options.table:
+        options.table.write_text(tables(done_before(options.results)))
+
+
+if __name__ == "__main__":
+    main()
