@@ -97,7 +97,7 @@ def test_numbers_of_other_libraries_become_plain(tmp_path):
         ("boundary_weight", -0.1, ConfigError, "boundary_weight"),
         ("boundary_fraction", 1.1, ConfigError, "<= 1, got 1.1"),
         ("delta", 0, ConfigError, "delta must be finite and > 0 and <= 1, got 0"),
-        ("solver", "Heun", ConfigError, "'heun', 'euler'; got 'Heun'"),
+        ("solver", "Heun", ConfigError, "'heun', 'midpoint', 'euler'; got 'Heun'"),
         ("loss_weight", "c2", ConfigError, "'inverse_c2', 'inverse_c', 'uniform'"),
         ("c_floor", 0, ConfigError, "c_floor must be finite and > 0"),
         ("t_max", 1.01, ConfigError, "t_max must be finite and > 0 and <= 1"),
