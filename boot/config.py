@@ -7,7 +7,6 @@ as metadata, and one loop checks them all, so a setting is described in exactly 
 from __future__ import annotations
 
 import dataclasses
-import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -23,10 +22,10 @@ from boot.errors import (
     shown,
 )
 from boot.files import read_json_object, to_json, write_atomically
+from boot.learning_rate import LR_SCHEDULERS, course
 from boot.options import Option, checked, setting, string_keys
 
 RUN_CONFIG_FILE = "distill_config.json"  # in the output_dir
-LR_SCHEDULERS = ("hold_then_linear", "constant", "linear", "cosine")
 SOLVERS = ("heun", "midpoint", "euler")
 DELTA_SCHEDULES = ("constant", "linear")
 T_DISTRIBUTIONS = ("uniform", "progressive")
@@ -42,12 +41,9 @@ LOSS_WEIGHTS = (
 )
 REPORTERS = ("jsonl", "tensorboard", "none")
 
-HOLD_FRACTION = 0.6  # "hold_then_linear" keeps the peak rate up to this part of the run
 AUTO_GUIDANCE_SCALE = 1.5  # for a class-conditional teacher when guidance_scale is None
 AUTO_T_MAX = 0.98  # t_max=None: the largest t up to this one ...
 AUTO_ALPHA_FLOOR = 0.039  # ... with alpha_t at least this, if the teacher predicts epsilon
-TINY_NETWORK = 1_000_000  # parameters; up to here the auto rate is AUTO_LEARNING_RATE
-AUTO_LEARNING_RATE = 2e-3
 
 
 @dataclass(frozen=True)
@@ -383,29 +379,5 @@ class DistillConfig:
             raise ConfigError(f"{where}: {problem}") from None
 
     def learning_rate_factor(self, step: int) -> float:
-        """Return the part of the peak learning rate for a step, counted from 0: in [0, 1].
-
-        Warm-up rises from 1/lr_warmup_steps at step 0 to 1; see `lr_scheduler` for the rest.
-        """
-        total, warmup = self.max_train_steps, self.lr_warmup_steps
-        if step < warmup:
-            return (step + 1) / warmup
-        if self.lr_scheduler == "constant":
-            return 1.0
-        hold = HOLD_FRACTION * total if self.lr_scheduler == "hold_then_linear" else 0.0
-        start = max(hold, warmup)
-        if step <= start:
-            return 1.0
-        progress = min((step - start) / (total - start), 1.0) if total > start else 1.0
-        if self.lr_scheduler == "cosine":
-            return 0.5 * (1.0 + math.cos(math.pi * progress))
-        return 1.0 - progress
-
-
-def auto_learning_rate(num_parameters: int) -> float:
-    """Return the peak learning rate used when none is given.
-
-    2e-3 was best for the 0.7 M-parameter network it was measured on; larger networks need less,
-    and 1/sqrt(size) gives 3.3e-4 for a 35.7 M one, near the 2e-4 that DDPM was trained with.
-    """
-    return AUTO_LEARNING_RATE * min(1.0, math.sqrt(TINY_NETWORK / num_parameters))
+        """Return the part of the peak learning rate for a step, counted from 0: in [0, 1]."""
+        return course(self.lr_scheduler, step, self.max_train_steps, self.lr_warmup_steps)

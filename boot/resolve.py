@@ -7,10 +7,11 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from boot.config import AUTO_GUIDANCE_SCALE, DistillConfig, auto_learning_rate
+from boot.config import AUTO_GUIDANCE_SCALE, DistillConfig
 from boot.errors import ConfigError, UnsupportedModel, check_output_folder
 from boot.guidance import Clip, Float64, Guidance
 from boot.inputs import drawn_labels
+from boot.learning_rate import auto_learning_rate
 from boot.network import Network
 from boot.noise import Stream, uniform
 from boot.student_info import StudentInfo

@@ -6,8 +6,9 @@ import math
 import numpy as np
 import pytest
 
-from boot.config import DistillConfig, auto_learning_rate
+from boot.config import DistillConfig
 from boot.errors import ConfigError, FormatError
+from boot.learning_rate import auto_learning_rate
 
 
 def test_defaults_are_the_winners_of_the_experiments():

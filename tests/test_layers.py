@@ -31,7 +31,7 @@ LAYERS = [
     curves
     __init__
     _core
-    files distances scheduler_config unet_config options
+    files distances scheduler_config unet_config options learning_rate
     config metrics safetensors_io unet_keys image_model
     network presets
     diffusers_io schedule guidance flags
