@@ -10,6 +10,6 @@ PRELOAD = $(shell gcc -print-file-name=libasan.so) $(shell gcc -print-file-name=
 build: ; $(BUILD)
 test: build ; $(TEST)
 asan: ; BOOT_SANITIZE=1 $(BUILD) && LD_PRELOAD="$(PRELOAD)" ASAN_OPTIONS=detect_leaks=0 $(TEST)
-cov: ; BOOT_COVERAGE=1 $(BUILD) && $(TEST) && find build -name '*.gcda' | xargs gcov -n -r | grep -A1 "^File 'csrc"
+cov: ; $(PYTHON) .ci/coverage --lines
 lint: ; .ci/lint
 bench: build ; for script in benchmarks/bench_*.py; do $(PYTHON) $$script; done

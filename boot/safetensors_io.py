@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import math
 import os
 import struct
 from collections.abc import Iterable, Mapping
@@ -134,10 +135,9 @@ def _check_entry(name: str, entry: Any, data_start: int, path: Path) -> TensorIn
     if len(offsets) != 2 or offsets[0] > offsets[1]:
         raise FormatError(f"{where}: data_offsets must be [begin, end], got {list(offsets)}")
     bits = _BITS[dtype]
-    for size in shape:
-        bits *= size
-        if bits > _COUNT_MAX and 0 not in shape:
-            raise FormatError(f"{where}: shape {list(shape)} overflows")
+    if bits * math.prod(size or 1 for size in shape) > _COUNT_MAX:  # NumPy counts so, 0 or not
+        raise FormatError(f"{where}: shape {list(shape)} overflows")
+    bits *= math.prod(shape)
     begin, end = offsets
     if bits % 8 or bits // 8 != end - begin:
         raise FormatError(

@@ -165,7 +165,7 @@ class UNet2DConfig:
             raise ConfigError("num_train_timesteps must be set for learned time embeddings")
 
     def _check_lists(self) -> None:
-        for key in ("down_block_types", "up_block_types", "block_out_channels"):
+        for key in ("block_out_channels", "down_block_types", "up_block_types"):
             value = getattr(self, key)
             if not isinstance(value, (list, tuple)):
                 raise TypeError(f"{key} must be a list, got {shown(value)} ({type_name(value)})")

@@ -154,6 +154,7 @@ BAD_FILES = [
     (pack({"a": entry(shape=[2**40, 2**40])}, X8), "overflows"),
     (pack({"a": entry(shape=[2**63 - 1])}, X8), "overflows"),
     (pack({"a": entry(shape=[2**32, 2**31])}, X8), "overflows"),
+    (pack({"a": entry(shape=[0, 2**62], offsets=[0, 0])}), "overflows"),
     (pack({"a": entry(offsets=[0])}, X8), r"data_offsets must be \[begin, end\], got \[0\]"),
     (pack({"a": entry(offsets=[8, 0])}, X8), r"\[begin, end\], got \[8, 0\]"),
     (pack({"a": entry(offsets=[-8, 0])}, X8), "data_offsets must hold integers >= 0"),

@@ -56,9 +56,15 @@ void boot_free(void *block) {
         free(header.start);
 }
 
+boot_status boot_count4(int64_t a, int64_t b, int64_t c, int64_t d, int64_t *count) {
+    BOOT_TRY(boot_mul(a, b, count));
+    BOOT_TRY(boot_mul(*count, c, count));
+    return boot_mul(*count, d, count);
+}
+
 boot_status boot_mul(int64_t a, int64_t b, int64_t *product) {
-    if (a < 0 || b < 0 || __builtin_mul_overflow(a, b, product))
-        return boot_fail(BOOT_ERR_VALUE, "size %lld x %lld: expected a product in [0, 2^63)",
+    if (a < 0 || b < 0 || __builtin_mul_overflow(a, b, product) || *product > BOOT_COUNT_MAX)
+        return boot_fail(BOOT_ERR_VALUE, "size %lld x %lld: expected a product in [0, 2^48]",
                          (long long)a, (long long)b);
     return BOOT_OK;
 }

@@ -15,7 +15,13 @@ boot_status boot_alloc(void **block, size_t bytes, bool zeroed, const char *what
 /* Accepts NULL. */
 void boot_free(void *block);
 
-/* a * b into *product, or BOOT_ERR_VALUE when it does not fit in int64 or a factor is negative. */
+/* Most numbers that one tensor may hold. A thousand such tensors still have an int64 of bytes, so
+   that sums and sizeof need no checks of their own. */
+#define BOOT_COUNT_MAX ((int64_t)1 << 48)
+
+/* a * b into *product, or BOOT_ERR_VALUE beyond BOOT_COUNT_MAX or when a factor is negative. */
 boot_status boot_mul(int64_t a, int64_t b, int64_t *product);
+/* The same for a tensor's four sizes. */
+boot_status boot_count4(int64_t a, int64_t b, int64_t c, int64_t d, int64_t *count);
 
 #endif

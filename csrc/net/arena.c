@@ -23,6 +23,7 @@ void boot_arena_close(boot_arena *arena) {
 
 boot_status boot_arena_reserve(boot_arena *arena, int64_t floats) {
     if (floats <= arena->floats) return BOOT_OK;
+    arena->epoch++; /* even if what follows fails, a pending backward has lost its memory */
     boot_free(arena->data);
     arena->data = NULL;
     arena->floats = 0;

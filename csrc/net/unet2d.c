@@ -201,7 +201,7 @@ static int down_path(builder *b, int x, skip_stack *skips) {
     char key[BOOT_NAME_LENGTH];
     push(skips, b, x);
     for (int i = 0; i < c->levels; i++) {
-        for (int j = 0; j < c->layers_per_block; j++) {
+        for (int j = 0; j < c->layers_per_block && !b->graph->status; j++) {
             snprintf(key, sizeof key, "down_blocks.%d.resnets.%d", i, j);
             x = resnet(b, x, key, c->channels[i], KEEP, 1);
             snprintf(key, sizeof key, "down_blocks.%d.attentions.%d", i, j);
@@ -235,7 +235,7 @@ static int up_path(builder *b, int x, skip_stack *skips) {
     char key[BOOT_NAME_LENGTH];
     for (int i = 0; i < c->levels; i++) {
         const int64_t C = c->channels[c->levels - 1 - i];
-        for (int j = 0; j <= c->layers_per_block; j++) {
+        for (int j = 0; j <= c->layers_per_block && !b->graph->status; j++) {
             snprintf(key, sizeof key, "up_blocks.%d.resnets.%d", i, j);
             const int skip = skips->count ? skips->ids[--skips->count] : -1;
             x = resnet(b, binary(b, &boot_op_concat, x, skip, key, 0), key, C, KEEP, 1);

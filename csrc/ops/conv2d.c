@@ -86,8 +86,10 @@ static int64_t max64(int64_t a, int64_t b) { return a > b ? a : b; }
 boot_status boot_conv_time(const boot_conv_kernel *kernel, const boot_conv_shape *s,
                            boot_conv_direction direction, boot_dnnl *dnnl, int repeats,
                            double give_up, bool packed, double *seconds) {
-    const int64_t nx = s->N * s->H * s->W * s->I, ny = s->N * s->Ho * s->Wo * s->O,
-                  nw = s->O * s->I * s->k * s->k;
+    int64_t nx, ny, nw;
+    BOOT_TRY(boot_count4(s->N, s->H, s->W, s->I, &nx));
+    BOOT_TRY(boot_count4(s->N, s->Ho, s->Wo, s->O, &ny));
+    BOOT_TRY(boot_count4(s->O, s->I, s->k, s->k, &nw));
     int64_t scratch = 0;
     void *state = NULL, *block = NULL;
     boot_packs packs = {.version = 1};

@@ -4,6 +4,7 @@
  * Our arrays are NHWC and OIHW; where the primitive wants another layout, a reorder primitive runs
  * around it. All memory, oneDNN's scratchpad included, is the caller's: scratchpad_mode_user frees
  * a primitive from the thread that created it. */
+#include <limits.h>
 #include <string.h>
 
 #include "base/memory.h"
@@ -221,14 +222,21 @@ static boot_status conv_run(void *opaque, const boot_conv_shape *c, boot_conv_di
     return BOOT_OK;
 }
 
+/* oneDNN's kernels count in int: beyond that they were seen to divide by zero. */
+static bool fits_int(const boot_conv_shape *c) {
+    enum { SIDE = 1 << 24 };
+    if (c->H > SIDE || c->W > SIDE || c->I > SIDE || c->O > SIDE || c->N > SIDE) return false;
+    return c->N * c->H <= INT_MAX / c->W && c->N * c->Ho <= INT_MAX / c->Wo;
+}
+
 static bool direct_applies(const boot_conv_shape *c, boot_conv_direction direction) {
-    (void)c, (void)direction;
-    return true;
+    (void)direction;
+    return fits_int(c);
 }
 
 static bool winograd_applies(const boot_conv_shape *c, boot_conv_direction direction) {
     (void)direction;
-    return c->k == 3 && c->stride == 1 && c->pad_begin == 1 && c->pad_end == 1;
+    return c->k == 3 && c->stride == 1 && c->pad_begin == 1 && c->pad_end == 1 && fits_int(c);
 }
 
 static boot_status direct_create(const boot_conv_shape *c, boot_conv_direction direction,

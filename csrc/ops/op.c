@@ -32,7 +32,5 @@ boot_status boot_expect_size(const boot_node *node, const boot_tensor *shape) {
                          "%s (%s): shape (%lld, %lld, %lld, %lld) has an empty dimension",
                          node->op->name, node->name, (long long)shape->n, (long long)shape->h,
                          (long long)shape->w, (long long)shape->c);
-    BOOT_TRY(boot_mul(shape->n, shape->h, &size));
-    BOOT_TRY(boot_mul(size, shape->w, &size));
-    return boot_mul(size, shape->c, &size);
+    return boot_count4(shape->n, shape->h, shape->w, shape->c, &size);
 }

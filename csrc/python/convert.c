@@ -78,3 +78,17 @@ int boot_py_same_shape(PyArrayObject *a, const char *name_a, PyArrayObject *b, c
     PyErr_Format(PyExc_ValueError, "%s and %s have different shapes", name_a, name_b);
     return -1;
 }
+
+PyObject *boot_py_item(PyObject *dict, const char *key) {
+    PyObject *name = PyUnicode_FromString(key);
+    if (!name) return NULL;
+    PyObject *item = PyDict_GetItemWithError(dict, name);
+    Py_DECREF(name);
+    return item;
+}
+
+const char *boot_py_text(PyObject *object, const char *name) {
+    if (PyUnicode_Check(object)) return PyUnicode_AsUTF8(object);
+    PyErr_Format(PyExc_TypeError, "%s must be a str, got %s", name, Py_TYPE(object)->tp_name);
+    return NULL;
+}

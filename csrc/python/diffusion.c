@@ -22,7 +22,7 @@ static void batch_close(batch *b) {
 /* Converts everything and makes b->out of the images' shape; -1 with an exception on failure. */
 static int batch_open(batch *b, PyObject **images, const char **image_names, PyObject **vectors,
                       const char **vector_names) {
-    boot_py_use_threads();
+    if (boot_py_enter()) return -1;
     for (int i = 0; image_names[i]; i++) {
         if (!(b->images[i] = boot_py_floats(images[i], image_names[i], 4))) return -1;
         if (i && boot_py_same_shape(b->images[0], image_names[0], b->images[i], image_names[i]))
@@ -196,7 +196,7 @@ static PyObject *adamw_step(PyObject *self, PyObject *args, PyObject *kwargs) {
                                      &c.learning_rate, &c.beta1, &c.beta2, &c.epsilon,
                                      &c.weight_decay, &c.max_grad_norm, &c.ema_decay))
         return NULL;
-    boot_py_use_threads();
+    if (boot_py_enter()) return NULL;
     float *data[5] = {NULL};
     npy_intp count = -1;
     for (int i = 0; i < 5; i++)

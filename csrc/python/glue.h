@@ -34,12 +34,24 @@ PyArrayObject *boot_py_numbers(PyObject *object, const char *name);
 /* 0, or -1 with an exception unless both arrays have the same shape. */
 int boot_py_same_shape(PyArrayObject *a, const char *name_a, PyArrayObject *b, const char *name_b);
 
+/* dict[key], borrowed; NULL when it is absent, or with an exception when there is no memory for the
+   key (PyDict_GetItemString would call that absent). */
+PyObject *boot_py_item(PyObject *dict, const char *key);
+
+/* UTF-8 of a str, borrowed; NULL with TypeError naming `name` for anything else. */
+const char *boot_py_text(PyObject *object, const char *name);
+
 static inline float *boot_py_data(PyArrayObject *a) { return (float *)PyArray_DATA(a); }
 static inline double *boot_py_ddata(PyArrayObject *a) { return (double *)PyArray_DATA(a); }
 
-/* Makes the calling thread's OpenMP teams as large as set_num_threads said; every entry into the
-   core calls it, since OpenMP keeps that number per thread. */
+/* Makes the calling thread's OpenMP teams as large as set_num_threads said, since OpenMP keeps that
+   number per thread. */
 void boot_py_use_threads(void);
+
+/* The first line of every entry that may use several threads: the above, and 0; or -1 with
+   RuntimeError in a fork of a process that has used the core: the parent's OpenMP threads do not
+   exist there, and waiting for them would hang. */
+int boot_py_enter(void);
 
 /* Type and method tables of the other files. */
 extern PyType_Spec boot_unet2d_spec;

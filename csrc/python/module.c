@@ -4,6 +4,7 @@
 
 #include <omp.h>
 #include <stdatomic.h>
+#include <unistd.h>
 
 #include "base/dnnl.h"
 #include "base/isa.h"
@@ -26,6 +27,25 @@ static atomic_int num_threads;
 void boot_py_use_threads(void) {
     const int n = atomic_load_explicit(&num_threads, memory_order_relaxed);
     if (n > 0) omp_set_num_threads(n);
+}
+
+/* The process that first used the core's threads; 0: none yet. */
+static atomic_int owner;
+
+int boot_py_enter(void) {
+    const int here = (int)getpid();
+    int first = 0;
+    if (!atomic_compare_exchange_strong(&owner, &first, here) && first != here) {
+        PyErr_Format(
+            PyExc_RuntimeError,
+            "process %d is a fork of process %d, which has used boot already: its threads "
+            "are missing here; start processes with multiprocessing's \"spawn\" method, or "
+            "fork before the first use",
+            here, first);
+        return -1;
+    }
+    boot_py_use_threads();
+    return 0;
 }
 
 static PyObject *show_config(PyObject *self, PyObject *unused) {

@@ -20,7 +20,7 @@ static PyObject *unet_new(PyTypeObject *type, PyObject *args, PyObject *kwargs) 
     boot_unet2d_config c = {0};
     if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O!|pp:UNet2D", keys, &PyDict_Type, &config,
                                      &target, &guidance) ||
-        boot_py_read_config(config, &c))
+        boot_py_enter() || boot_py_read_config(config, &c))
         return NULL;
     c.target_embedding = target;
     c.guidance_embedding = guidance;
@@ -47,7 +47,7 @@ static void unet_dealloc(PyObject *object) {
 
 /* One thread at a time: a second one gets an exception instead of a broken result. */
 static int enter(UNet2D *self) {
-    boot_py_use_threads();
+    if (boot_py_enter()) return -1;
     if (boot_arena_enter(boot_network_arena(self->network))) return 0;
     PyErr_SetString(PyExc_RuntimeError,
                     "this network is running in another thread; use one object per thread");
@@ -58,6 +58,14 @@ static void leave(UNet2D *self) { boot_arena_leave(boot_network_arena(self->netw
 
 /* Parameters. */
 
+/* list[i] = item, which is stolen; without an item the list is given up. */
+static void put(PyObject **list, int i, PyObject *item) {
+    if (item)
+        PyList_SET_ITEM(*list, i, item);
+    else
+        Py_CLEAR(*list);
+}
+
 static PyObject *get_parameters(PyObject *object, void *unused) {
     (void)unused;
     const boot_params *params = boot_network_params(((UNet2D *)object)->network);
@@ -67,11 +75,9 @@ static PyObject *get_parameters(PyObject *object, void *unused) {
         PyObject *shape = PyTuple_New(p->rank);
         for (int d = 0; shape && d < p->rank; d++)
             PyTuple_SET_ITEM(shape, d, PyLong_FromLongLong(p->dims[d]));
+        if (shape && PyErr_Occurred()) Py_CLEAR(shape); /* one of its numbers could not be made */
         PyObject *item = shape ? Py_BuildValue("sNL", p->name, shape, (long long)p->offset) : NULL;
-        if (!item)
-            Py_CLEAR(list);
-        else
-            PyList_SET_ITEM(list, i, item);
+        put(&list, i, item);
     }
     return list;
 }
@@ -159,13 +165,14 @@ static PyObject *run_forward(UNet2D *self, PyArrayObject **arrays, boot_network_
     const boot_unet2d_config *c = boot_network_config(self->network);
     npy_intp dims[4] = {input->n, c->out_channels, input->height, input->width};
     PyObject *out = PyArray_SimpleNew(4, dims, NPY_FLOAT32);
-    if (!out || enter(self)) {
+    PyObject *kept = input->training ? PyTuple_New(BOOT_NUM_SLOTS) : NULL;
+    if (!out || (input->training && !kept) || enter(self)) {
         Py_XDECREF(out);
+        Py_XDECREF(kept);
         return NULL;
     }
-    if (input->training) { /* backward reads these arrays again */
-        PyObject *kept = PyTuple_New(BOOT_NUM_SLOTS);
-        for (int i = 0; kept && i < BOOT_NUM_SLOTS; i++)
+    if (kept) { /* backward reads these arrays again */
+        for (int i = 0; i < BOOT_NUM_SLOTS; i++)
             PyTuple_SET_ITEM(kept, i, Py_NewRef(arrays[i] ? (PyObject *)arrays[i] : Py_None));
         Py_XSETREF(self->kept, kept);
     }
@@ -225,8 +232,7 @@ static PyObject *unet_backward(PyObject *object, PyObject *arg) {
     Py_END_ALLOW_THREADS;
     leave(self);
     Py_DECREF(dy);
-    if (status) return boot_py_error(status);
-    Py_RETURN_NONE;
+    return status ? boot_py_error(status) : Py_NewRef(Py_None);
 }
 
 static PyObject *unet_share_arena(PyObject *object, PyObject *other) {
@@ -247,10 +253,7 @@ static PyObject *kernel_list(UNet2D *self) {
     for (int i = 0; list && i < tuner->count; i++) {
         PyObject *item = Py_BuildValue("ssd", tuner->choices[i].key, tuner->choices[i].kernel,
                                        tuner->choices[i].ms);
-        if (!item)
-            Py_CLEAR(list);
-        else
-            PyList_SET_ITEM(list, i, item);
+        put(&list, i, item);
     }
     return list;
 }
@@ -315,10 +318,7 @@ static PyObject *unet_profile(PyObject *object, PyObject *args) {
             const boot_node *node = &plan->graph.nodes[plan->steps[i].node];
             PyObject *item = Py_BuildValue("sssd", kinds[plan->steps[i].kind], node->op->name,
                                            node->name, seconds[i] * 1e3 / repeats);
-            if (!item)
-                Py_CLEAR(list);
-            else
-                PyList_SET_ITEM(list, i, item);
+            put(&list, i, item);
         }
         leave(self);
     }
@@ -349,15 +349,15 @@ static PyObject *unet_pin_kernels(PyObject *object, PyObject *arg) {
     if (enter(self)) return NULL;
     boot_status status = BOOT_OK;
     while (!status && PyDict_Next(arg, &at, &key, &value)) {
-        const char *k = PyUnicode_AsUTF8(key), *v = k ? PyUnicode_AsUTF8(value) : NULL;
+        const char *k = boot_py_text(key, "pin_kernels: a key"),
+                   *v = k ? boot_py_text(value, "pin_kernels: a kernel") : NULL;
         if (!v) break;
         status = boot_tuner_set(boot_network_tuner(self->network), k, v, 0);
     }
     boot_network_clear_plans(self->network);
     leave(self);
-    if (PyErr_Occurred()) return NULL;
-    if (status) return boot_py_error(status);
-    Py_RETURN_NONE;
+    if (status) boot_py_error(status);
+    return PyErr_Occurred() ? NULL : Py_NewRef(Py_None);
 }
 
 static PyMethodDef unet_methods[] = {

@@ -48,10 +48,12 @@ static int read_inputs(single *s, PyObject *inputs) {
     char name[32];
     int optional, used = 0;
     for (int i = 0; nth_name(s->op->inputs, i, name, &optional); i++) {
-        PyObject *value = PyDict_GetItemString(inputs, name);
+        PyObject *value = boot_py_item(inputs, name);
         if (value && value != Py_None) {
             if (!(s->in[i] = boot_py_numbers(value, name))) return -1;
             used++;
+        } else if (PyErr_Occurred()) {
+            return -1;
         } else if (!optional) {
             PyErr_Format(PyExc_ValueError, "%s: input %s is missing", s->op->name, name);
             return -1;
@@ -69,11 +71,13 @@ static int read_attrs(const single *s, PyObject *attrs, double *values) {
     char name[32];
     int optional, used = 0;
     for (int i = 0; nth_name(s->op->attrs, i, name, &optional); i++) {
-        PyObject *value = PyDict_GetItemString(attrs, name);
+        PyObject *value = boot_py_item(attrs, name);
         if (value) {
             values[i] = PyFloat_AsDouble(value);
             if (values[i] == -1 && PyErr_Occurred()) return -1;
             used++;
+        } else if (PyErr_Occurred()) {
+            return -1;
         } else if (!optional) {
             PyErr_Format(PyExc_ValueError, "%s: attribute %s is missing", s->op->name, name);
             return -1;
@@ -123,7 +127,7 @@ static int single_open(single *s, const char *name, PyObject *inputs, PyObject *
         PyErr_Format(PyExc_ValueError, "unknown op \"%s\"", name);
         return -1;
     }
-    boot_py_use_threads();
+    if (boot_py_enter()) return -1;
     if (read_inputs(s, inputs) || read_attrs(s, attrs, values)) return -1;
     boot_status status;
     Py_BEGIN_ALLOW_THREADS;
@@ -245,7 +249,7 @@ static PyObject *bench_conv(PyObject *self, PyObject *args) {
     if (!boot_conv_kernels[kernel]->applies(&c, direction))
         return PyErr_Format(PyExc_NotImplementedError, "bench_conv: %s does not do this shape",
                             name);
-    boot_py_use_threads();
+    if (boot_py_enter()) return NULL;
     boot_dnnl dnnl;
     double seconds = 0;
     boot_status status;

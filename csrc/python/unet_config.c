@@ -6,35 +6,35 @@
 #include "base/vmath.h"
 
 static int read_int(PyObject *config, const char *key, int64_t absent, int64_t *value) {
-    PyObject *item = PyDict_GetItemString(config, key);
+    PyObject *item = boot_py_item(config, key);
     *value = absent;
-    if (!item || item == Py_None) return 0;
+    if (!item || item == Py_None) return PyErr_Occurred() ? -1 : 0;
     *value = PyLong_AsLongLong(item);
     return *value == -1 && PyErr_Occurred() ? -1 : 0;
 }
 
 static int read_double(PyObject *config, const char *key, double absent, double *value) {
-    PyObject *item = PyDict_GetItemString(config, key);
+    PyObject *item = boot_py_item(config, key);
     *value = absent;
-    if (!item || item == Py_None) return 0;
+    if (!item || item == Py_None) return PyErr_Occurred() ? -1 : 0;
     *value = PyFloat_AsDouble(item);
     return *value == -1 && PyErr_Occurred() ? -1 : 0;
 }
 
 static int read_bool(PyObject *config, const char *key, bool absent, bool *value) {
-    PyObject *item = PyDict_GetItemString(config, key);
+    PyObject *item = boot_py_item(config, key);
     const int truth = item && item != Py_None ? PyObject_IsTrue(item) : absent;
     *value = truth == 1;
-    return truth < 0 ? -1 : 0;
+    return truth < 0 || PyErr_Occurred() ? -1 : 0;
 }
 
 /* The position of config[key] in `names`; `absent` when missing or None. */
 static int read_choice(PyObject *config, const char *key, const char *const *names, int absent,
                        int *value) {
-    PyObject *item = PyDict_GetItemString(config, key);
+    PyObject *item = boot_py_item(config, key);
     *value = absent;
-    if (!item || item == Py_None) return 0;
-    const char *text = PyUnicode_AsUTF8(item);
+    if (!item || item == Py_None) return PyErr_Occurred() ? -1 : 0;
+    const char *text = boot_py_text(item, key);
     if (!text) return -1;
     for (*value = 0; names[*value]; ++*value)
         if (!strcmp(names[*value], text)) return 0;
@@ -46,9 +46,10 @@ static int read_choice(PyObject *config, const char *key, const char *const *nam
 static int read_blocks(PyObject *config, const char *key, const char *sampling_key,
                        const char *const *names, int levels, bool *attention, bool *resnet) {
     static const char *const sampling_names[] = {"conv", "resnet", NULL};
-    PyObject *list = PyDict_GetItemString(config, key);
+    PyObject *list = boot_py_item(config, key);
     int sampling;
-    if (read_choice(config, sampling_key, sampling_names, 0, &sampling)) return -1;
+    if (PyErr_Occurred() || read_choice(config, sampling_key, sampling_names, 0, &sampling))
+        return -1;
     if (!list || !PySequence_Check(list) || PySequence_Size(list) != levels) {
         PyErr_Format(PyExc_ValueError,
                      "%s: expected a list of %d block types, as long as block_out_channels", key,
@@ -57,7 +58,7 @@ static int read_blocks(PyObject *config, const char *key, const char *sampling_k
     }
     for (int i = 0; i < levels; i++) {
         PyObject *item = PySequence_GetItem(list, i);
-        const char *text = item ? PyUnicode_AsUTF8(item) : NULL;
+        const char *text = item ? boot_py_text(item, key) : NULL;
         int kind = 0;
         while (text && names[kind] && strcmp(names[kind], text)) kind++;
         if (text && !names[kind])
@@ -71,8 +72,9 @@ static int read_blocks(PyObject *config, const char *key, const char *sampling_k
 }
 
 static int read_channels(PyObject *config, boot_unet2d_config *c) {
-    PyObject *list = PyDict_GetItemString(config, "block_out_channels");
+    PyObject *list = boot_py_item(config, "block_out_channels");
     const Py_ssize_t levels = list && PySequence_Check(list) ? PySequence_Size(list) : 0;
+    if (PyErr_Occurred()) return -1;
     if (levels < 1 || levels > BOOT_MAX_LEVELS) {
         PyErr_Format(PyExc_ValueError, "block_out_channels: expected a list of 1 to %d widths",
                      BOOT_MAX_LEVELS);

@@ -1,0 +1,72 @@
+"""Memory runs out in the core: MemoryError, nothing leaks, and the object works afterwards.
+
+`tests/fault/alloc.c` is compiled and preloaded under the core as it is shipped; the sweep itself is
+`tests/fault/sweep.py`. The long version, every entry point, is `tests/soak/alloc.py`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+FAULT = Path(__file__).parent / "fault"
+SANITIZED = "asan" in os.environ.get("LD_PRELOAD", "")
+
+# What differs in kind: building, planning, running, running backwards, growing, packing, one op.
+CORE = [
+    "create", "grads", "plan_train", "second_size", "shared", "pin_kernels", "adamw_step",
+    "bench_conv", "conv2d_backward",
+]  # fmt: skip
+GLUE = [
+    "create", "grads", "parameters", "weights", "kernels", "plan", "forward", "train",
+    "pin_kernels", "weighted_mse", "diffuse", "guide", "signal_from_output",
+    "alphas_cumprod", "show_config", "ops", "conv_kernels", "add_backward", "attention_forward",
+]  # fmt: skip
+
+
+def sweep(*arguments: str, preload: str = "") -> list[dict[str, object]]:
+    """Run the sweep in a process of its own; its reports."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
+    if preload:
+        environment["LD_PRELOAD"] = preload
+    done = subprocess.run(
+        [sys.executable, str(FAULT / "sweep.py"), *arguments],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    reports = [json.loads(line) for line in done.stdout.splitlines()]
+    assert done.returncode == 0, (
+        f"exit {done.returncode}\n{done.stdout[-2000:]}{done.stderr[-2000:]}"
+    )
+    return reports
+
+
+@pytest.mark.skipif(SANITIZED, reason="the sanitizer owns the allocator")
+def test_every_allocation_of_the_core_may_fail(tmp_path):
+    compiler = shutil.which("gcc") or shutil.which("cc")
+    if compiler is None:
+        pytest.skip("needs a C compiler")
+    library = tmp_path / "alloc.so"
+    source = [str(FAULT / "alloc.c"), "-o", str(library), "-ldl"]
+    subprocess.run([compiler, "-shared", "-fPIC", "-O1", "-Wall", "-Werror", *source], check=True)
+    reports = sweep(*CORE, preload=str(library))
+    assert [r["entry"] for r in reports] == CORE
+    for report in reports:
+        assert "problem" not in report and report["once"], report  # 0 would mean nothing was tried
+
+
+@pytest.mark.skipif(SANITIZED, reason="the sanitizer owns the allocator")
+def test_every_allocation_of_the_glue_may_fail():
+    pytest.importorskip("_testcapi", reason="this Python comes without its test modules")
+    reports = sweep("--python", *GLUE)
+    assert [r["entry"] for r in reports] == GLUE
+    for report in reports:
+        assert "problem" not in report, report
