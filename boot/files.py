@@ -145,7 +145,8 @@ def _check_depth(value: Any, where: str) -> None:
 def read_json_object(path: Path, *, max_bytes: int = JSON_MAX_BYTES) -> dict[str, Any]:
     """Read a JSON file that holds one object; FormatError as in `parse_json`, or an OSError."""
     with open_regular(path) as file:
-        data = file.read(max_bytes + 1)
+        # Of the file's size: read() takes the memory that it is asked for first.
+        data = file.read(min(os.fstat(file.fileno()).st_size, max_bytes) + 1)
     value = parse_json(data, str(path), max_bytes=max_bytes)
     if not isinstance(value, dict):
         raise FormatError(f"{path} must hold a JSON object, got {type(value).__name__}")

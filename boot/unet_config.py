@@ -134,7 +134,7 @@ class UNet2DConfig:
         factor = self.mid_block_scale_factor
         factor = check_float("mid_block_scale_factor", factor, 0, above=True, error=ConfigError)
         self._set("mid_block_scale_factor", factor)
-        if check_int("downsample_padding", self.downsample_padding, 0) > 1:
+        if check_int("downsample_padding", self.downsample_padding, 0, error=ConfigError) > 1:
             found = self.downsample_padding
             raise UnsupportedModel(f"downsample_padding: {found} is not supported; supported: 0, 1")
         size = self.sample_size

@@ -105,12 +105,7 @@ METHOD = [
         "dy * np.float32(self._sigma)",
         f"{T_STUDENT} {T_DISTILLER}",
     ),
-    Mutant(
-        "boot/distiller.py",
-        "s = np.maximum(t - self._delta, self._t_min)",
-        "s = np.maximum(t - 2 * self._delta, self._t_min)",
-        T_DISTILLER,
-    ),
+    Mutant("boot/signal_ode.py", "y_s, eps, s), s)", "y_s, eps, s), t)", T_SCHEDULE),
     Mutant(
         "boot/inputs.py",
         "labels[labels != guidance.null_label] if guidance.active else labels",
@@ -119,7 +114,7 @@ METHOD = [
     ),
     Mutant("boot/noise.py", "(0, 0, sample, self._step)", "(0, 0, sample, 0)", T_DISTILLER),
     Mutant(
-        "boot/config.py",
+        "boot/learning_rate.py",
         "return (step + 1) / warmup",
         "return step / warmup",
         "tests/test_config.py",

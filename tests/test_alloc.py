@@ -7,16 +7,14 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from processes import SANITIZED, run_python
 
 FAULT = Path(__file__).parent / "fault"
-SANITIZED = "asan" in os.environ.get("LD_PRELOAD", "")
 
 # What differs in kind: building, planning, running, running backwards, growing, packing, one op.
 CORE = [
@@ -32,16 +30,8 @@ GLUE = [
 
 def sweep(*arguments: str, preload: str = "") -> list[dict[str, object]]:
     """Run the sweep in a process of its own; its reports."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
-    if preload:
-        environment["LD_PRELOAD"] = preload
-    done = subprocess.run(
-        [sys.executable, str(FAULT / "sweep.py"), *arguments],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=600,
-    )
+    environment = {"LD_PRELOAD": preload} if preload else {}
+    done = run_python(str(FAULT / "sweep.py"), *arguments, **environment)
     reports = [json.loads(line) for line in done.stdout.splitlines()]
     assert done.returncode == 0, (
         f"exit {done.returncode}\n{done.stdout[-2000:]}{done.stderr[-2000:]}"

@@ -11,7 +11,7 @@ from models import DDPM, noise
 from boot import distances, images, metrics
 from boot.config import DistillConfig
 from boot.errors import FormatError, UnsupportedModel
-from boot.schedule import Schedule
+from boot.schedule import Schedule, TableSchedule
 from boot.scheduler_config import SchedulerConfig
 from boot.unet_config import UNet2DConfig
 
@@ -24,13 +24,13 @@ NAN = np.where(np.arange(60).reshape(20, 3) == 7, np.nan, ROWS)
 
 CALLS = [
     # ---------------------------------------------------------------------------------- schedules
-    (lambda: Schedule([0.9]), ValueError, r"alphas_cumprod must have shape \(N >= 2,\)"),
-    (lambda: Schedule([[0.9, 0.8]]), ValueError, r"shape \(N >= 2,\), got \(1, 2\)"),
-    (lambda: Schedule([0.8, 0.9]), ValueError, "must fall strictly from below 1"),
-    (lambda: Schedule([1.0, 0.9]), ValueError, "must fall strictly from below 1"),
-    (lambda: Schedule([0.9, -0.1]), ValueError, "to 0 or more"),
-    (lambda: Schedule([0.9, np.nan]), ValueError, "must fall strictly"),
-    (lambda: Schedule([0.9, 0.9]), ValueError, "must fall strictly"),
+    (lambda: TableSchedule([0.9]), ValueError, r"alphas_cumprod must have shape \(N >= 2,\)"),
+    (lambda: TableSchedule([[0.9, 0.8]]), ValueError, r"shape \(N >= 2,\), got \(1, 2\)"),
+    (lambda: TableSchedule([0.8, 0.9]), ValueError, "must fall strictly from below 1"),
+    (lambda: TableSchedule([1.0, 0.9]), ValueError, "must fall strictly from below 1"),
+    (lambda: TableSchedule([0.9, -0.1]), ValueError, "to 0 or more"),
+    (lambda: TableSchedule([0.9, np.nan]), ValueError, "must fall strictly"),
+    (lambda: TableSchedule([0.9, 0.9]), ValueError, "must fall strictly"),
     (lambda: SCHEDULE.snap(2.0), ValueError, "t must be finite and >= 0 and <= 1, got 2.0"),
     (lambda: SCHEDULE.snap("1"), TypeError, "t must be a number"),
     (lambda: SCHEDULE.times(0.5, 0.4, 0), ValueError, r"steps must be 1 \.\.\. 100"),

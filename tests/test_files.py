@@ -2,6 +2,7 @@
 
 import errno
 import os
+import tracemalloc
 
 import pytest
 
@@ -51,6 +52,16 @@ def test_parse_json_refuses(data, text):
 
 def test_parse_json_allows_64_levels():
     assert parse_json(b"[" * 64 + b"]" * 64, "f")
+
+
+def test_a_small_json_file_takes_little_memory(tmp_path):
+    (tmp_path / "x.json").write_text("{}")
+    tracemalloc.start()
+    try:
+        read_json_object(tmp_path / "x.json")
+        assert tracemalloc.get_traced_memory()[1] < 2**20
+    finally:
+        tracemalloc.stop()
 
 
 def test_read_json_object_names_the_file(tmp_path):

@@ -5,14 +5,13 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
-import subprocess
-import sys
 import textwrap
 import time
 
 import numpy as np
 import pytest
 from models import PLAIN, make_teacher, noise
+from processes import run_python
 
 from boot import _core
 
@@ -103,6 +102,5 @@ def test_a_fork_before_the_first_use_works():
         if child:
             sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
     """
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    command = [sys.executable, "-W", "ignore", "-c", textwrap.dedent(code)]
-    assert subprocess.run(command, env=environment, timeout=60).returncode == 0
+    done = run_python("-W", "ignore", "-c", textwrap.dedent(code), timeout=60)
+    assert done.returncode == 0, done.stderr

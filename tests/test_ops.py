@@ -13,6 +13,7 @@ import pytest
 from cases import ACTS, AUTO, CASES, CONV2D, Array, Case, attrs_of, make_inputs
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from processes import SANITIZED
 
 from boot import _core
 
@@ -300,4 +301,4 @@ def test_calls_leak_neither_memory_nor_references(op):
     repeat(200)
     gc.collect()
     assert [sys.getrefcount(a) for a in counted] == references
-    assert resident_bytes() - resident < 8 * 2**20
+    assert SANITIZED or resident_bytes() - resident < 8 * 2**20

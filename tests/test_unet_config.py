@@ -136,7 +136,7 @@ REFUSED = [
     ("downsample_type", "fir", UnsupportedModel, "downsample_type: 'fir'"),
     ("upsample_type", None, TypeError, "upsample_type must be a string"),
     ("downsample_padding", 2, UnsupportedModel, "downsample_padding: 2 is not supported"),
-    ("downsample_padding", -1, ValueError, "downsample_padding must be an integer >= 0"),
+    ("downsample_padding", -1, ConfigError, "downsample_padding must be an integer >= 0"),
     ("attention_head_dim", 3, UnsupportedModel, "attention_head_dim must divide .*: 3 does not"),
     ("attention_head_dim", 32, UnsupportedModel, "32 does not divide 16"),
     ("attention_head_dim", 0, ConfigError, "attention_head_dim must be an integer >= 1"),

@@ -41,6 +41,8 @@ def weights() -> None:
         put("safetensors", "odd-shapes", path.read_bytes())
     header = b'{"h":{"dtype":"BF16","shape":[2],"data_offsets":[0,4]}}'
     put("safetensors", "bf16", struct.pack("<Q", len(header)) + header + bytes(4))
+    header = b'{"z":{"dtype":"F32","shape":[0,4611686018427387904],"data_offsets":[0,0]}}'
+    put("safetensors", "zero-times-huge", struct.pack("<Q", len(header)) + header)  # a find
     put("safetensors", "empty", struct.pack("<Q", 2) + b"{}")
 
 
@@ -57,6 +59,7 @@ def main() -> None:
         put("scheduler_config", "ddpm", (folder / "scheduler/scheduler_config.json").read_bytes())
     unet = {"_class_name": "UNet2DModel", **PLAIN.to_core(), "time_embedding_type": "fourier"}
     put("unet_config", "fourier", to_json(unet))
+    put("unet_config", "negative-padding", to_json({**unet, "downsample_padding": -1}))  # a find
     betas = {"_class_name": "DDIMScheduler", **DDPM.to_dict(), "num_train_timesteps": 4}
     put("scheduler_config", "betas", to_json({**betas, "trained_betas": [0.1, 0.2, 0.3, 0.4]}))
     put("distill_config", "defaults", DistillConfig().to_json())

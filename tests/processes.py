@@ -1,0 +1,27 @@
+"""Starting other Python processes from a test, with what this one imports."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from typing import Any
+
+# The sanitizers keep freed memory and own the allocator: figures of memory mean nothing there.
+SANITIZED = "asan" in os.environ.get("LD_PRELOAD", "")
+
+
+def run_python(*arguments: str, timeout: float = 300, **environment: str) -> Any:
+    """Run Python with these arguments, one thread, and this process's import path."""
+    return subprocess.run(
+        [sys.executable, *arguments],
+        env={
+            **os.environ,
+            "PYTHONPATH": os.pathsep.join(sys.path),
+            "OMP_NUM_THREADS": "1",
+            **environment,
+        },
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+    )
