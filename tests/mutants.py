@@ -30,12 +30,17 @@ T_CHECKPOINT = "tests/test_checkpoint.py tests/test_fit.py"
 
 OPERATIONS = [
     _op("linear", "if (db) sum_rows(M, O, dy->data, dy->ld, db);", "(void)db;", "linear"),
-    _op("linear", "dx->ld, call->accumulate[X]);", "dx->ld, false);", "linear"),
+    Mutant(
+        "csrc/ops/linear.c",
+        "dx->ld, call->accumulate[X]);",
+        "dx->ld, false);",
+        "tests/test_unet.py",
+    ),
     _op("add", "y[i] = (a[i] + b[i]) * scale;", "y[i] = a[i] + b[i] * scale;", "add"),
     _op("add", "dx[i] = scale * dy[i];", "dx[i] = dy[i];", "add"),
     _op("mean2x2", "2 * i) * x->w", "2 * i + 1) * x->w", "mean2x2"),
     _op("mean2x2", "inside ? 0.25f * s[c]", "inside ? 0.5f * s[c]", "mean2x2"),
-    _op("upsample_nearest", "(q & 1)) * y->ld", "(q & 1)) * x->ld", "upsample"),
+    _op("upsample_nearest", "(q >> 1) * 2 * W", "(q >> 1) * W", "upsample"),
     _op(
         "upsample_nearest",
         "const float sum = (s[c] + s[c + dy->ld]) + (below[c] + below[c + dy->ld]);",
