@@ -71,7 +71,7 @@ def train(teacher: Teacher, name: str, steps: int, seed: int) -> tuple[Distiller
     base, config = DistillConfig(), DistillConfig(**settings)
     count = max(1, round(steps * step_cost(base, guided) / step_cost(config, guided)))
     warmup = min(config.lr_warmup_steps, count // 4)
-    ema = min(config.ema_decay, 1.0 - 10.0 / count)  # a short run needs a short average
+    ema = max(0.0, min(config.ema_decay, 1.0 - 10.0 / count))  # a short run, a short average
     fixed = {"max_train_steps": count, "lr_warmup_steps": warmup, "ema_decay": ema}
     run = Distiller(teacher, config.replace(seed=seed, report_to="none", **fixed))
     if kind is not None:
