@@ -192,6 +192,9 @@ def read_manifest(path: Path) -> dict[str, Any]:
         well_formed = set(files) == {STATE_FILE, CONFIG_FILE} and isinstance(manifest["step"], int)
         if manifest["format_version"] != FORMAT_VERSION or not well_formed:
             raise CheckpointError(f"{where}: not a manifest of this version of boot")
+        named = _NAME.fullmatch(path.name)
+        if named and int(named[1]) != manifest["step"]:
+            raise CheckpointError(f"{where} is of step {manifest['step']}: of another checkpoint")
         for name, expected in files.items():
             found = _measure(path / name)
             if found != expected:

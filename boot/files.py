@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import collections
 import contextlib
+import ctypes
+import errno
 import fcntl
 import io
 import json
@@ -304,10 +306,24 @@ def folder_atomically(path: Path, *, last: str = "") -> Iterator[Path]:
     sync_folder(path.parent)
 
 
+def _exchange(one: Path, other: Path) -> None:
+    """Let two folders swap names in one step; OSError where system or file system cannot."""
+    try:
+        rename = ctypes.CDLL(None, use_errno=True).renameat2
+    except AttributeError:
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS)) from None
+    here, exchange = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
+    if rename(here, os.fsencode(one), here, os.fsencode(other), ctypes.c_uint(exchange)):
+        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()), str(one))
+
+
 def _move_folder(source: Path, target: Path) -> None:
-    """Rename a folder, over another one if need be, which comes back if that fails."""
+    """Rename a folder, or exchange it with the one that has the name already."""
     if not target.is_dir():
         os.rename(source, target)
+        return
+    with contextlib.suppress(OSError):
+        _exchange(source, target)
         return
     aside = temporary_beside(target)
     os.rename(target, aside)

@@ -14,6 +14,7 @@ from models import assert_same, make, pin_like, poison, weights_of
 from boot import _core
 from boot.callbacks import Callback
 from boot.config import DistillConfig
+from boot.interrupts import STOP_SIGNALS, InterruptGuard
 from boot.student import Student
 
 
@@ -123,6 +124,77 @@ def test_a_second_ctrl_c_acts_at_once():
         distiller.fit(callbacks=[recorder])
     assert recorder.events[-1] == "end"
     assert np.isfinite(distiller.step()["loss"])
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_sigterm_and_sigusr1_save_and_end_a_script_with_75(tmp_path, number):
+    distiller = make(output_dir=str(tmp_path), max_train_steps=6)
+    with pytest.raises(SystemExit) as ending:
+        distiller.fit(callbacks=[Recorder(3, lambda control: signal.raise_signal(number))])
+    assert ending.value.code == 75
+    assert (tmp_path / "checkpoint-3/manifest.json").exists()
+    assert {signal.getsignal(n) for n in STOP_SIGNALS[1:]} == {signal.SIG_DFL}
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    distiller.fit()
+    assert distiller.state.step == 6
+
+
+def test_a_signal_at_the_last_step_or_in_the_final_save_does_not_interrupt(tmp_path, monkeypatch):
+    distiller = make(output_dir=str(tmp_path), max_train_steps=3)
+    save = Student.save_pretrained
+
+    def interrupted(*args, **kwargs):
+        interrupt(None)
+        save(*args, **kwargs)
+
+    monkeypatch.setattr(Student, "save_pretrained", interrupted)
+    assert not distiller.fit().interrupted
+    assert Student.from_pretrained(tmp_path).info.training["steps"] == 3
+    history = make(max_train_steps=3).fit(callbacks=[Recorder(3, interrupt)])
+    assert not history.interrupted
+
+
+def test_a_signal_before_the_first_step_is_not_lost():
+    distiller = make()
+    with InterruptGuard(*STOP_SIGNALS) as guard:
+        signal.raise_signal(signal.SIGTERM)
+        history = distiller.fit()
+    assert (guard.received, history.interrupted) == (signal.SIGTERM, True)
+    assert distiller.state.step == 0
+
+
+def test_an_applications_own_handlers_stay_in_charge():
+    calls = []
+    before = signal.signal(signal.SIGTERM, lambda number, frame: calls.append(number))
+    try:
+        distiller = make()
+        act = Recorder(2, lambda control: signal.raise_signal(signal.SIGTERM))
+        assert not distiller.fit(4, callbacks=[act]).interrupted
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert calls == [signal.SIGTERM]
+    assert distiller.state.step == 4
+
+
+def test_ctrl_c_while_fit_runs_in_another_thread_harms_nothing():
+    distiller, running, go_on = make(), threading.Event(), threading.Event()
+
+    def pause(control):
+        running.set()
+        go_on.wait(30)
+        control.should_training_stop = True
+
+    thread = threading.Thread(target=lambda: distiller.fit(callbacks=[Recorder(2, pause)]))
+    thread.start()
+    running.wait(30)
+    with pytest.raises(KeyboardInterrupt):
+        interrupt(None)
+        thread.join(1)
+    go_on.set()
+    thread.join(30)
+    assert distiller.state.step == 2
+    distiller.fit(4)
+    assert distiller.state.updates == 4
 
 
 def test_ctrl_c_inside_a_step_of_ones_own_loop_is_held_back_until_it_is_complete(monkeypatch):
