@@ -7,6 +7,7 @@ nothing of the run is changed: a run that measures takes the same steps as one t
 
 from __future__ import annotations
 
+import logging
 import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,6 +30,8 @@ PATH_STEPS = 20  # Heun steps of the teacher's path
 TIMES = 5  # of them compared: t_max, t_min, and evenly between
 PAIRS = 16  # at most; never fewer than 8
 TEACHER_PICTURE = "teacher.png"
+
+_log = logging.getLogger("boot")
 
 
 class Pairs:
@@ -110,11 +113,16 @@ class PairedError(Callback):
         if not config.eval_steps or (state.step % config.eval_steps and not last):
             return
         distiller: Distiller = kwargs["distiller"]
-        pairs = self._pairs or Pairs(distiller)
+        logs: dict[str, float] = kwargs["logs"]
+        try:
+            pairs = self._pairs or Pairs(distiller)
+        except FloatingPointError as problem:  # the steps deal with it; a measurement does not
+            _log.warning("paired error not measured at step %d: %s", state.step, problem)
+            logs["paired_error"] = math.nan
+            return
         errors = pairs.errors(distiller)
         # NaN may be in the teacher's path: do not keep that.
         self._pairs = pairs if np.isfinite(errors).all() else None
-        logs: dict[str, float] = kwargs["logs"]
         logs["paired_error"] = float(errors[-1])
         for t, error in zip(pairs.times[:-1], errors[:-1], strict=True):
             logs[f"paired_error_t{t:.3g}"] = float(error)
