@@ -86,7 +86,7 @@ def test_stop_and_resume_equals_the_unbroken_run_bit_for_bit(tmp_path, settings,
     assert_same(weights_of(resumed), weights_of(stopped))
     resumed.fit(callbacks=[after])
     unbroken = make(output_dir=str(tmp_path / "a"), **options)
-    pin_like(unbroken, stopped)
+    pin_like(unbroken, resumed)
     unbroken.fit(callbacks=[whole])
     assert_same(weights_of(resumed), weights_of(unbroken))
     assert resumed.state == unbroken.state
