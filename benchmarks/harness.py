@@ -148,6 +148,7 @@ def environment(job: Job) -> dict[str, str]:
     for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
         kept[name] = str(job["threads"])
     kept["HF_HUB_OFFLINE"] = "1"
+    kept["BOOT_KERNEL_CACHE"] = "off"  # every run chooses its kernels for itself
     if job.get("max_isa") == "avx2":  # the same cap for everybody
         kept |= {"BOOT_MAX_ISA": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2"}
         kept |= {"DNNL_MAX_CPU_ISA": "AVX2", "ATEN_CPU_CAPABILITY": "avx2"}

@@ -27,6 +27,7 @@ def training_step(job: Job) -> tuple[Call, dict[str, Any]]:
     }
     if job["guidance_scale"] is None:
         del settings["guidance_scale"]
+    settings |= job.get("settings", {})
     distiller = boot.Distiller(job["folder"], **settings)
     return distiller.step, facts()
 
@@ -43,7 +44,7 @@ def one_step_sample(job: Job) -> tuple[Call, dict[str, Any]]:
     shape = teacher.model.image_shape()
     noise = np.random.default_rng(0).standard_normal((job["batch"], *shape)).astype(np.float32)
     labels = None if job["guidance_scale"] is None else np.arange(job["batch"]) % 10
-    student.model.core.keep_packed(True)  # as Student.from_pretrained does
+    student.model.keep_packed(True)  # as Student.from_pretrained does
     return lambda: student.sample(noise=noise, class_labels=labels), facts()
 
 

@@ -7,6 +7,7 @@ named here is imported on first use, so that `import boot` is quick.
 from __future__ import annotations
 
 import importlib
+import sys
 from typing import TYPE_CHECKING, Any
 
 from boot._version import __version__
@@ -99,23 +100,35 @@ __all__ = [  # noqa: RUF022 - in the order of use
 ]
 
 
+def _load_core() -> Any:
+    """Import the C core after the library that it needs, and give it the default threads, once."""
+    if "boot._core" in sys.modules:
+        return sys.modules["boot._core"]
+    from boot._onednn import load
+    from boot.threads import default_threads
+
+    load()
+    try:
+        core: Any = importlib.import_module("boot._core")
+    except ModuleNotFoundError as error:
+        raise ImportError(
+            f"the C core of boot is not built in {__path__[0]!r}: this is the source tree; "
+            "run 'pip install .' and leave this folder, or 'pip install -e .'"
+        ) from error
+    threads = default_threads()
+    if threads is not None:
+        core.set_num_threads(threads)
+    return core
+
+
 def __getattr__(name: str) -> Any:
     """Import a public name, or the C core after the library that it needs, on first use."""
     if name == "_core":
-        from boot._onednn import load
-
-        load()
-        try:
-            return importlib.import_module("boot._core")
-        except ModuleNotFoundError as error:
-            raise ImportError(
-                f"the C core of boot is not built in {__path__[0]!r}: this is the source tree; "
-                "run 'pip install .' and leave this folder, or 'pip install -e .'"
-            ) from error
+        return _load_core()
     if name not in _EXPORTS:
         raise AttributeError(f"module 'boot' has no attribute {name!r}")
-    # The core is asked for through this function, never directly: see above.
-    module = __getattr__("_core") if _EXPORTS[name] == "_core" else None
+    # The core is asked for through its function, never imported directly.
+    module = _load_core() if _EXPORTS[name] == "_core" else None
     module = module or importlib.import_module(f"boot.{_EXPORTS[name]}")
     value = getattr(module, name)
     globals()[name] = value

@@ -44,9 +44,9 @@ FORMAT_VERSION = 1
 # things are written and how long training takes, not what a step computes. max_train_steps moves
 # the end of the learning rate's course, which is what continuing for longer means.
 FREE_SETTINGS = frozenset(
-    "max_train_steps output_dir num_threads logging_steps sample_steps num_sample_images "
-    "checkpointing_steps checkpoints_total_limit resume_from_checkpoint report_to check_teacher "
-    "eval_steps".split()
+    "max_train_steps output_dir num_threads memory_limit gradient_checkpointing logging_steps "
+    "sample_steps num_sample_images checkpointing_steps checkpoints_total_limit "
+    "resume_from_checkpoint report_to check_teacher eval_steps".split()
 )
 
 _NAME = re.compile(r"checkpoint-(\d{1,12})", re.ASCII)

@@ -1,4 +1,4 @@
-"""The command `boot`: distill, sample, evaluate, check, report, info and demo.
+"""The command `boot`: distill, plan, sample, evaluate, check, report, info and demo.
 
 Errors are one line on stderr and a non-zero exit code: 2 for a wrong command line, 1 for anything
 else. `distill` saves and exits with 75 on Ctrl-C, SIGTERM and SIGUSR1 (130 and 128 + n for a second
@@ -98,6 +98,7 @@ def build_parser() -> Parser:
         return sub
 
     _add_distill(add("distill", distill, "distil a diffusers teacher into a one-step student"))
+    _add_plan(add("plan", plan, "say how much memory and time a distillation will take"))
     _add_sample(add("sample", sample, "generate images with a student or a teacher"))
     _add_evaluate(add("evaluate", evaluate, "compare a student with its teacher and real images"))
     _add_check(add("check", check, "look for what would waste a training run, in seconds"))
@@ -123,6 +124,12 @@ def _add_distill(parser: Parser) -> None:
     add_config_flags(parser)
 
 
+def _add_plan(parser: Parser) -> None:
+    parser.add_argument("teacher", metavar="TEACHER", help="diffusers pipeline folder")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    add_config_flags(parser)
+
+
 def _add_sample(parser: Parser) -> None:
     parser.add_argument("folder", metavar="FOLDER", help="folder of a student or a teacher")
     parser.add_argument("--num-images", type=_integer, default=64, metavar="N", help="[64]")
@@ -143,6 +150,9 @@ def _add_sample(parser: Parser) -> None:
     teacher.add_argument("--sampler", choices=("ddim", "heun"), help="[ddim]")
     teacher.add_argument("--t-start", type=float, metavar="T", help="time to start from [1]")
     parser.add_argument("--num-threads", type=_integer, metavar="N", help="CPU threads")
+    parser.add_argument(
+        "--memory-limit", metavar="BYTES", help="of working memory, such as 500MB: smaller chunks"
+    )
 
 
 def _add_evaluate(parser: Parser) -> None:
@@ -225,6 +235,19 @@ def _config(arguments: argparse.Namespace) -> Any:
     return config.replace(**config_values(arguments))
 
 
+def plan(arguments: argparse.Namespace) -> int:
+    """Run `boot plan`: what `boot distill` with these settings would take."""
+    from boot.distiller import Distiller
+
+    values = {**config_values(arguments), "output_dir": None, "resume_from_checkpoint": None}
+    values["checkpointing_steps"] = (
+        0  # with a folder, as `boot distill` has one, they take no memory
+    )
+    planned = Distiller(arguments.teacher, **values).plan()
+    print(json.dumps(planned.to_dict()) if arguments.json else repr(planned))
+    return 0
+
+
 def _load(folder: str) -> Any:
     """Load a Student if the folder holds one, else a Teacher."""
     from boot.errors import check_folder
@@ -255,6 +278,7 @@ def sample(arguments: argparse.Namespace) -> int:
 
     from boot.errors import check_int
     from boot.images import save_grid
+    from boot.sizes import check_bytes
     from boot.student import Student
 
     png = _output_file("--output", arguments.output, ".png")
@@ -262,6 +286,8 @@ def sample(arguments: argparse.Namespace) -> int:
     count = check_int("--num-images", arguments.num_images, 1)
     _set_threads(arguments.num_threads)
     model = _load(arguments.folder)
+    if arguments.memory_limit is not None:
+        model.model.limit_memory(check_bytes("--memory-limit", arguments.memory_limit))
     names = ("num_inference_steps", "sampler", "t_start")
     options = {name: v for name in names if (v := getattr(arguments, name)) is not None}
     if isinstance(model, Student) and options:

@@ -284,6 +284,24 @@ class DistillConfig:
     num_threads: int | None = setting(
         None, int, "CPU threads; None: as OMP_NUM_THREADS or the machine says", lo=1, hi=4096
     )
+    thread_independent: bool = setting(
+        False,
+        bool,
+        "the same bits for any number of threads: kernels by rule instead of by timing",
+    )
+    gradient_checkpointing: bool = setting(
+        False,
+        bool,
+        "recompute the inside of each block in the backward pass instead of keeping it: the same "
+        "numbers in less memory and more time",
+    )
+    memory_limit: int | None = setting(
+        None,
+        int,
+        "the most memory that the run may take beside the interpreter, in bytes or as text like "
+        "2GB; None: any. A run that cannot fit is refused before its first step",
+        unit="bytes",
+    )
     output_dir: str | None = setting(
         None, str, "folder for the student, log and checkpoints; None: write nothing"
     )

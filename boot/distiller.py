@@ -27,6 +27,7 @@ from boot.htmlparts import facts_table
 from boot.inputs import drawn_labels
 from boot.network import Images, Network
 from boot.noise import Stream, choice, normal, uniform
+from boot.plan import RunPlan, check_fixed, enforce_limit, make_plan
 from boot.presets import preset_config
 from boot.resolve import clip_for, drawn_scales, guidance_for, open_output, resolve_config
 from boot.schedule import Float64
@@ -110,7 +111,9 @@ class Distiller:
             _core.set_num_threads(self.config.num_threads)
         self._settle()
         self._busy = threading.Lock()
+        check_fixed(self.config, teacher.model)
         self._make_networks()
+        enforce_limit(self)
         self._origin = resolve_resume(self.config.resume_from_checkpoint, self.output_dir)
         self._snapshot: resume.Snapshot | None = None
         resume.begin(self)
@@ -146,7 +149,12 @@ class Distiller:
             self._average = Student.from_teacher(self.teacher, info, self._start)
         # These three run in turn, so one working memory serves them all.
         for student in (self._training, self._average):
-            student.model.core.share_arena(self._start.core)
+            student.model.share_arena(self._start)
+        for network in self._networks().values():
+            network.core.configure(thread_independent=self.config.thread_independent)
+        self._training.model.core.configure(
+            gradient_checkpointing=self.config.gradient_checkpointing
+        )
         self._m = np.zeros_like(self._training.model.weights)
         self._v = np.zeros_like(self._training.model.weights)
 
@@ -289,6 +297,19 @@ class Distiller:
         return steps.take(self)
 
     # -------------------------------------------------------------------------------- the run
+
+    def plan(self, *, timed: bool = True) -> RunPlan:
+        """Say what the run will take before its first step: bytes by part, and seconds.
+
+        timed: rehearse a few steps, which change nothing; False: bytes only. Returns a RunPlan,
+        which prints as a table. Raises RuntimeError if another thread is in a step.
+        """
+        if not self._busy.acquire(blocking=False):
+            raise RuntimeError("this Distiller is in a step; plan before or after it")
+        try:
+            return make_plan(self, timed=timed)
+        finally:
+            self._busy.release()
 
     def fit(
         self, max_train_steps: int | None = None, callbacks: Iterable[Callback] = ()

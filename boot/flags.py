@@ -11,8 +11,9 @@ from collections.abc import Callable
 from typing import Any, NoReturn
 
 from boot.config import DistillConfig
-from boot.errors import nearest_hint
+from boot.errors import ConfigError, nearest_hint
 from boot.options import Option
+from boot.sizes import check_bytes
 
 
 class UsageError(Exception):
@@ -81,7 +82,11 @@ def _reader(option: Option) -> Callable[[str], Any]:
         if option.optional and text.lower() == "none":
             return None
         try:
+            if option.unit == "bytes":
+                return check_bytes(option.name, text)
             return words[text.lower()] if option.kind is bool else option.kind(text)
+        except ConfigError as problem:
+            raise argparse.ArgumentTypeError(str(problem)) from None
         except (ValueError, KeyError):
             kind = {int: "an integer", float: "a number", bool: "true or false"}[option.kind]
             none = " or none" if option.optional else ""
@@ -93,6 +98,8 @@ def _reader(option: Option) -> Callable[[str], Any]:
 def _metavar(option: Option) -> str:
     if option.choices:
         return "{" + ",".join(option.choices) + "}"
+    if option.unit:
+        return option.unit.upper()
     return {int: "N", float: "X", bool: "{true,false}", str: "PATH"}[option.kind]
 
 

@@ -12,6 +12,7 @@ from boot import _core
 from boot.errors import FormatError, check_timesteps, listed
 from boot.image_model import ImageModel
 from boot.image_model import Images as Images
+from boot.kernel_cache import known_kernels, remember_kernels
 from boot.noise import Stream, normal
 from boot.unet_config import UNet2DConfig
 
@@ -69,6 +70,9 @@ class Network(ImageModel):
         self.target_embedding = target_embedding
         self.guidance_embedding = guidance_embedding
         self.core = _core.UNet2D(config.to_core(), target_embedding, guidance_embedding)
+        self.core.hint_kernels(known_kernels())
+        self._memory_limit: int | None = None
+        self._timed = 0  # choices that the core had timed when they were last remembered
         self.parameters: dict[str, NDArray[np.float32]] = {}
         for name, shape, offset in self.core.parameters:
             size = int(np.prod(shape, dtype=np.int64))
@@ -152,6 +156,29 @@ class Network(ImageModel):
         """Use these kernels instead of timing: the same ones give the same bits again."""
         self.core.pin_kernels(dict(kernels))
 
+    def keep_packed(self, keep: bool) -> None:
+        """Keep weights in the layout of the kernels between inference calls, or do not.
+
+        Faster at small batches, for about four times the memory of the 3x3 weights; off at first.
+        """
+        self.core.configure(keep_packed=keep)
+
+    def limit_memory(self, limit: int | None) -> None:
+        """Let activations and packed weights take this many bytes at most; None: any number.
+
+        Inference then runs in smaller chunks. A call that cannot fit raises MemoryError. Networks
+        that share an arena share the limit: set it for each of them.
+        """
+        self._memory_limit = limit
+        self.core.configure(memory_limit=limit or 0)
+
+    def share_arena(self, other: Network) -> None:
+        """Work in the memory of another network, for networks that run in turn.
+
+        A forward of one then forbids the backward of the other's earlier `forward_train`.
+        """
+        self.core.share_arena(other.core)
+
     # ---------------------------------------------------------------------------------- running
 
     def __call__(
@@ -202,7 +229,9 @@ class Network(ImageModel):
         position = guidance_position(guidance_scales)
         limit = self.chunk_size(sample.shape[2], sample.shape[3])
         if count <= limit:
-            return self.core.forward(sample, timesteps, class_labels, target_timesteps, position)
+            out = self.core.forward(sample, timesteps, class_labels, target_timesteps, position)
+            self._keep_choices()
+            return out
         # Chunks of one size, the last one filled up with repeats: one plan serves them all.
         chunks = -(-count // limit)
         size = -(-count // chunks)
@@ -214,6 +243,7 @@ class Network(ImageModel):
             where = None if position is None else position[rows]
             part = self.core.forward(sample[rows], timesteps[rows], labels, targets, where)
             out[begin : begin + size] = part[: count - begin]
+        self._keep_choices()
         return out
 
     def forward_train(
@@ -226,18 +256,33 @@ class Network(ImageModel):
     ) -> Images:
         """Run a whole batch at once and keep what `backward` needs."""
         position = guidance_position(guidance_scales)
-        return self.core.forward(
+        out = self.core.forward(
             sample, timesteps, class_labels, target_timesteps, position, train=True
         )
+        self._keep_choices()
+        return out
+
+    def _keep_choices(self) -> None:
+        """Remember kernels that were timed just now, for other processes on this machine."""
+        if self.core.timed_kernels != self._timed:
+            self._timed = self.core.timed_kernels
+            remember_kernels(self.kernels)
 
     def backward(self, doutput: Images) -> None:
         """Fill the flat gradients from d loss / d output of the last `forward_train`."""
         self.core.backward(doutput)
 
     def chunk_size(self, height: int, width: int) -> int:
-        """Return how many images of this size one inference call takes."""
+        """Return how many images of this size one inference call takes, within the memory limit."""
         per_image = height * width * self.config.block_out_channels[0]
-        return max(1, min(_CHUNK_IMAGES, _CHUNK_ACTIVATIONS // per_image))
+        size = max(1, min(_CHUNK_IMAGES, _CHUNK_ACTIVATIONS // per_image))
+        while self._memory_limit and size > 1:
+            plan = self.core.plan(size, height, width, False, True)
+            parts = ("activation_bytes", "scratch_bytes", "pack_bytes", "own_pack_bytes")
+            if sum(plan[part] for part in parts) <= self._memory_limit:
+                break
+            size //= 2
+        return size
 
     # ----------------------------------------------------------------------------------- checks
 

@@ -20,6 +20,7 @@ from boot.errors import (
     shown,
     type_name,
 )
+from boot.sizes import check_bytes
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,7 @@ class Option:
 
     kind: int, float, bool or str. optional: None is allowed (then `help` says what None means).
     lo, hi: allowed range, exclusive where `above` / `below`. choices: allowed words, () for any.
+    unit: "bytes": text such as "2GB" is understood too.
     """
 
     kind: type
@@ -40,6 +42,7 @@ class Option:
     choices: tuple[str, ...] = ()
     name: str = ""
     default: Any = None
+    unit: str = ""
 
 
 def setting(default: Any, kind: type, text: str, **limits: Any) -> Any:
@@ -62,6 +65,8 @@ def checked(option: Option, value: Any) -> Any:
         raise TypeError(f"{name} must be of type {option.kind.__name__}, got None")
     if name == "seed":
         return check_seed(name, value)
+    if option.unit == "bytes":
+        return check_bytes(name, value)
     if option.kind is bool:
         return check_bool(name, value)
     if option.kind is int:

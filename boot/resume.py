@@ -136,7 +136,10 @@ def remember(distiller: Distiller) -> None:
     """Keep a copy of the state in memory, where there is no folder for checkpoints."""
     state, every = distiller.state, distiller.config.checkpointing_steps
     if distiller.output_dir is None and every and state.step % every == 0:
-        buffers = {name: buffer.copy() for name, buffer in distiller._buffers().items()}
+        before, now = distiller._snapshot, distiller._buffers()
+        buffers = before.buffers if before else {name: np.empty_like(a) for name, a in now.items()}
+        for name, buffer in now.items():
+            np.copyto(buffers[name], buffer)
         distiller._snapshot = Snapshot(state.step, state.updates, buffers)
 
 

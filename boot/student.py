@@ -90,7 +90,7 @@ class Student:
             max_timestep=network.max_timestep,
         )
         model.load(network.parameters)
-        model.core.keep_packed(model.num_parameters <= PACK_PARAMETERS)
+        model.keep_packed(model.num_parameters <= PACK_PARAMETERS)
         return cls(model, teacher.scheduler, info)
 
     def __repr__(self) -> str:
@@ -391,7 +391,7 @@ class Student:
         )
         check_own(own, model, str(root / TENSORS_FILE))
         model.load({**loaded.tensors, **own})
-        model.core.keep_packed(True)  # it will be sampled, not trained
+        model.keep_packed(True)  # it will be sampled, not trained
         student = cls(model, scheduler, info)
         check_unbaked(student, loaded.tensors[BAKED], own, str(root))
         return student

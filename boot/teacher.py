@@ -76,7 +76,7 @@ class Teacher:
         model = Network(loaded.unet, max_timestep=highest)
         model.load(loaded.tensors)
         # Packed weights cost four times the memory of the plain ones: for small networks only.
-        model.core.keep_packed(model.num_parameters <= PACK_PARAMETERS)
+        model.keep_packed(model.num_parameters <= PACK_PARAMETERS)
         return cls(model, loaded.scheduler, name=loaded.folder.resolve().name)
 
     @classmethod

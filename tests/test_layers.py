@@ -26,12 +26,13 @@ MAY_INCLUDE = {
 LAYERS = [
     line.split()
     for line in """
-    _version errors noise interrupts _onednn htmlparts
+    _version errors noise interrupts _onednn htmlparts threads
     charts
     curves
     __init__
-    _core
+    _core sizes
     files distances scheduler_config unet_config options learning_rate
+    kernel_cache
     config metrics safetensors_io unet_keys image_model
     network presets
     diffusers_io schedule guidance flags
@@ -41,7 +42,7 @@ LAYERS = [
     export resolve
     refine
     student checkpoint callbacks probe student_init toy
-    resume check
+    resume check plan
     steps
     evaluation describe latent
     pairs

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 from models import CONFIG, make_teacher, noise, tensors
@@ -9,6 +11,7 @@ from test_student import make_student
 
 from boot.errors import FormatError
 from boot.network import Network
+from boot.unet_config import UNet2DConfig
 
 
 def test_parameters_are_counted_without_padding():
@@ -82,9 +85,9 @@ def test_packed_weights_follow_the_weights():
     for count in (1, 3, 1):
         x, t, labels = inputs(count)
         for _ in range(2):
-            net.core.keep_packed(False)
+            net.keep_packed(False)
             plain = net.forward(x, t, labels)
-            net.core.keep_packed(True)
+            net.keep_packed(True)
             for _ in range(2):  # packs, then finds them packed
                 np.testing.assert_allclose(net.forward(x, t, labels), plain, atol=1e-5)
             net.weights[:] *= 1.5
@@ -95,7 +98,7 @@ def test_networks_that_share_an_arena_compute_what_they_did_alone():
     one, two = network_with_weights(1), network_with_weights(2)
     x, t, labels = inputs(2)
     alone = one.forward(x, t, labels), two.forward(x, t, labels)
-    two.core.share_arena(one.core)
+    two.share_arena(one)
     for _ in range(2):
         np.testing.assert_array_equal(one.forward(x, t, labels), alone[0])
         np.testing.assert_array_equal(two.forward(x, t, labels), alone[1])
@@ -105,3 +108,65 @@ def test_networks_that_share_an_arena_compute_what_they_did_alone():
         two.core.backward(np.ones_like(alone[1]))
     with pytest.raises(TypeError, match="UNet2D"):
         two.core.share_arena(one)
+
+
+# ---------------------------------------------------------------------- gradient checkpointing
+
+# google/ddpm-cifar10-32, where benchmarks/networks.py has it from: 35.7 M parameters.
+CIFAR10 = UNet2DConfig(
+    sample_size=32,
+    block_out_channels=(128, 256, 256, 256),
+    down_block_types=("DownBlock2D", "AttnDownBlock2D", "DownBlock2D", "DownBlock2D"),
+    up_block_types=("UpBlock2D", "UpBlock2D", "AttnUpBlock2D", "UpBlock2D"),
+    attention_head_dim=None,
+    downsample_padding=0,
+    norm_eps=1e-6,
+)
+RESAMPLING = dataclasses.replace(
+    CONFIG,
+    sample_size=16,
+    downsample_type="resnet",
+    upsample_type="resnet",
+    down_block_types=("ResnetDownsampleBlock2D", "AttnDownBlock2D"),
+    up_block_types=("AttnUpBlock2D", "ResnetUpsampleBlock2D"),
+    resnet_time_scale_shift="scale_shift",
+)
+
+
+def outputs_and_gradients(network, x):
+    out = network.forward_train(x, np.full(len(x), 500.0), np.zeros(len(x), np.int64), None)
+    network.backward(out)
+    return out, network.core.grads.copy()
+
+
+@pytest.mark.parametrize("config", [CONFIG, RESAMPLING], ids=["plain", "resampling"])
+def test_gradient_checkpointing_changes_no_bit_and_needs_less(config):
+    network = Network(config)
+    network.weights[:] = 0.1 * np.random.default_rng(3).standard_normal(network.weights.size)
+    size = config.sample_size
+    x = np.random.default_rng(4).standard_normal((3, 1, size, size)).astype(np.float32)
+    plain = outputs_and_gradients(network, x)
+    kept = network.core.plan(3, size, size, True)
+    network.core.configure(gradient_checkpointing=True)
+    again = outputs_and_gradients(network, x)  # the same kernels: they are known by now
+    assert np.abs(plain[1]).max() > 0
+    for a, b in zip(plain, again, strict=True):
+        np.testing.assert_array_equal(a, b)
+    recomputed = network.core.plan(3, size, size, True)
+    assert recomputed["activation_bytes"] < kept["activation_bytes"]
+    kinds = [
+        kind for kind, op, _, _ in network.core.profile(3, size, size, True, 1) if op == "conv2d"
+    ]
+    assert "again" in kinds
+
+
+def test_gradient_checkpointing_saves_a_third_of_the_activations_of_ddpm_cifar10():
+    network = Network(CIFAR10)
+    sizes = []
+    for on in (False, True):
+        network.core.configure(gradient_checkpointing=on)
+        sizes.append(network.core.plan(8, 32, 32, True, True)["activation_bytes"])
+        same = network.core.plan(8, 32, 32, False, True)["activation_bytes"]
+    print(f"activations: {sizes[0] / 2**20:.0f} MiB, with checkpointing {sizes[1] / 2**20:.0f}")
+    assert sizes[1] < 0.67 * sizes[0]
+    assert same < sizes[1]

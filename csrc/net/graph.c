@@ -105,7 +105,8 @@ int boot_graph_node(boot_graph *graph, const boot_op *op, const char *name, cons
                     const double *attrs) {
     if (graph->status || (graph->status = check_capacity(graph))) return -1;
     boot_node *node = &graph->nodes[graph->num_nodes];
-    *node = (boot_node){.op = op, .training = graph->training, .grad_alias = -1};
+    *node =
+        (boot_node){.op = op, .training = graph->training, .block = graph->block, .grad_alias = -1};
     snprintf(node->name, sizeof node->name, "%s", name);
     bool wants_grad = false;
     for (int i = 0; i < BOOT_MAX_INPUTS; i++) {

@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "base/memory.h"
+#include "net/pack_count.h"
 #include "ops/conv2d.h"
 
 enum { MAX_PLANS = 12, MAX_SHARDS = 256 };
@@ -22,9 +23,9 @@ struct boot_network {
     int64_t more_floats;
     boot_arena *arena;
     boot_dnnl dnnl;
-    boot_tuner tuner;
+    boot_tuner tuner, hints;
     boot_packs packs;
-    bool keep_packed;
+    bool keep_packed, gradient_checkpointing, thread_independent;
     cached_plan plans[MAX_PLANS];
     int64_t clock;
     boot_shards *pending; /* the training plans whose backward may run, unless the arena's epoch has
@@ -63,13 +64,30 @@ boot_status boot_network_open(boot_network **network, const boot_unet2d_config *
     return status;
 }
 
+/* What the packs of a network take is counted in the arena, so that one limit bounds all. */
+static void count_packs(boot_network *network, int64_t before) {
+    network->arena->packed += network->packs.bytes - before;
+}
+
+/* Packs whose layout belongs to a kernel's state go with it. */
+static void close_plan(boot_network *network, cached_plan *p) {
+    const int64_t before = network->packs.bytes;
+    for (int i = 0; i < p->shards.count; i++) {
+        const boot_graph *graph = &p->shards.plans[i].graph;
+        for (int j = 0; j < graph->num_nodes; j++)
+            for (int k = 0; k < 2; k++)
+                if (graph->nodes[j].packs[k].own)
+                    boot_packs_drop(&network->packs, graph->nodes[j].packs[k].key);
+    }
+    count_packs(network, before);
+    boot_shards_close(&p->shards);
+    p->threads = 0;
+}
+
 void boot_network_clear_plans(boot_network *network) {
     for (int i = 0; i < MAX_PLANS; i++) {
-        if (network->plans[i].threads) boot_shards_close(&network->plans[i].shards);
-        network->plans[i].threads = 0;
+        if (network->plans[i].threads) close_plan(network, &network->plans[i]);
     }
-    network->packs
-        .version++; /* kernels' states are gone, and with them the layouts of their packs */
     network->pending = NULL;
 }
 
@@ -77,6 +95,8 @@ void boot_network_close(boot_network *network) {
     if (!network) return;
     boot_network_clear_plans(network);
     boot_tuner_close(&network->tuner);
+    boot_tuner_close(&network->hints);
+    if (network->arena) network->arena->packed -= network->packs.bytes;
     boot_packs_close(&network->packs);
     boot_dnnl_close(&network->dnnl);
     boot_params_close(&network->params);
@@ -96,13 +116,37 @@ void boot_network_keep_packed(boot_network *network, bool keep) {
     if (keep == network->keep_packed) return;
     network->keep_packed = keep;
     boot_network_clear_plans(network); /* the best kernels may be others now */
+    const int64_t before = network->packs.bytes;
     boot_packs_close(&network->packs);
-    network->packs.version = 1;
+    count_packs(network, before);
+}
+
+void boot_network_gradient_checkpointing(boot_network *network, bool on) {
+    if (on != network->gradient_checkpointing) boot_network_clear_plans(network);
+    network->gradient_checkpointing = on;
+}
+
+void boot_network_thread_independent(boot_network *network, bool on) {
+    if (on != network->thread_independent) boot_network_clear_plans(network);
+    network->thread_independent = on;
+}
+
+void boot_network_limit_memory(boot_network *network, int64_t bytes) {
+    network->arena->limit = bytes;
+}
+
+boot_network_bytes boot_network_memory(const boot_network *network) {
+    const int64_t size = sizeof(float), flat = network->params.floats * size;
+    return (boot_network_bytes){.weights = flat,
+                                .grads = (network->grads ? flat : 0) + network->more_floats * size,
+                                .arena = network->arena->floats * size,
+                                .packed = network->packs.bytes};
 }
 
 void boot_network_weights_changed(boot_network *network) { network->packs.version++; }
 
 boot_tuner *boot_network_tuner(boot_network *network) { return &network->tuner; }
+boot_tuner *boot_network_hints(boot_network *network) { return &network->hints; }
 
 boot_status boot_network_grads(boot_network *network, float **grads) {
     if (!network->grads)
@@ -120,9 +164,7 @@ static cached_plan *place_for_plan(boot_network *network) {
         if (network->plans[i].last_use < oldest->last_use) oldest = &network->plans[i];
     }
     if (network->pending == &oldest->shards) network->pending = NULL;
-    boot_shards_close(&oldest->shards);
-    network->packs.version++;
-    oldest->threads = 0;
+    close_plan(network, oldest);
     return oldest;
 }
 
@@ -130,11 +172,44 @@ static cached_plan *place_for_plan(boot_network *network) {
    share those, while a large one would read or pack all its weights once per shard. */
 static int shards_for(const boot_network *network, int64_t n) {
     const int threads = omp_get_max_threads();
-    return network->keep_packed && n >= threads && threads <= MAX_SHARDS ? threads : 1;
+    const bool cut = network->keep_packed && !network->thread_independent;
+    return cut && n >= threads && threads <= MAX_SHARDS ? threads : 1;
 }
 
 static int build(boot_graph *graph, const void *config, int64_t n, int64_t height, int64_t width) {
     return boot_unet2d_build(graph, config, n, height, width);
+}
+
+static boot_status make_plans(boot_network *network, int64_t n, int64_t height, int64_t width,
+                              bool training, bool by_rule, boot_shards *shards) {
+    boot_plan_context context = {.dnnl = &network->dnnl,
+                                 .tuner = &network->tuner,
+                                 .hints = &network->hints,
+                                 .packed = network->keep_packed,
+                                 .gradient_checkpointing = network->gradient_checkpointing,
+                                 .by_rule = by_rule || network->thread_independent,
+                                 .thread_independent = network->thread_independent,
+                                 .limit_bytes = boot_arena_left(network->arena)};
+    *shards = (boot_shards){.count = shards_for(network, n),
+                            .n = n,
+                            .height = height,
+                            .width = width,
+                            .training = training};
+    return boot_shards_make(shards, &network->params, build, &network->config, &context);
+}
+
+boot_status boot_network_estimate(boot_network *network, int64_t n, int64_t height, int64_t width,
+                                  bool training, boot_shards *shards) {
+    return make_plans(network, n, height, width, training, true, shards);
+}
+
+boot_status boot_network_planned_packs(const boot_network *network, int64_t *bytes) {
+    const boot_shards *all[MAX_PLANS];
+    int count = 0;
+    for (int i = 0; i < MAX_PLANS; i++)
+        if (network->plans[i].threads) all[count++] = &network->plans[i].shards;
+    *bytes = 0;
+    return network->keep_packed ? boot_count_packs(all, count, bytes) : BOOT_OK;
 }
 
 boot_status boot_network_plan(boot_network *network, int64_t n, int64_t height, int64_t width,
@@ -149,13 +224,7 @@ boot_status boot_network_plan(boot_network *network, int64_t n, int64_t height, 
         return BOOT_OK;
     }
     cached_plan *p = place_for_plan(network);
-    boot_plan_context context = {&network->dnnl, &network->tuner, network->keep_packed};
-    p->shards = (boot_shards){.count = shards_for(network, n),
-                              .n = n,
-                              .height = height,
-                              .width = width,
-                              .training = training};
-    BOOT_TRY(boot_shards_make(&p->shards, &network->params, build, &network->config, &context));
+    BOOT_TRY(make_plans(network, n, height, width, training, false, &p->shards));
     p->threads = omp_get_max_threads();
     p->last_use = ++network->clock;
     *shards = &p->shards;
@@ -164,15 +233,23 @@ boot_status boot_network_plan(boot_network *network, int64_t n, int64_t height, 
 
 void boot_network_share_arena(boot_network *network, boot_network *other) {
     if (network->arena == other->arena) return;
+    network->arena->packed -= network->packs.bytes;
     boot_arena_close(network->arena);
     network->arena = boot_arena_share(other->arena);
+    network->arena->packed += network->packs.bytes;
     network->pending = NULL;
 }
 
 boot_arena *boot_network_arena(boot_network *network) { return network->arena; }
 
+/* Not for the first run of a plan, which may be its only one: memory for packs is slow to get. The
+   bits are the same, since the same kernels pack into scratch then. Shards share their packs. */
+static bool keeps_packs(const boot_network *network, const boot_shards *shards) {
+    return network->keep_packed && (shards->runs > 1 || shards->count > 1);
+}
+
 /* Readies everything that a run of these plans needs, and notes what it works on. */
-static boot_status prepare_run(boot_network *network, const boot_shards *shards,
+static boot_status prepare_run(boot_network *network, boot_shards *shards,
                                const float *const inputs[BOOT_NUM_SLOTS]) {
     float *grads = NULL;
     if (shards->training) {
@@ -187,15 +264,28 @@ static boot_status prepare_run(boot_network *network, const boot_shards *shards,
         }
     }
     BOOT_TRY(boot_arena_reserve(network->arena, boot_shards_floats(shards)));
+    shards->runs++;
     network->arena->epoch++;
     network->run =
         (boot_shards_run){.run = {.weights = network->weights,
                                   .grads = grads,
                                   .arena = network->arena->data,
-                                  .packs = network->keep_packed ? &network->packs : NULL},
+                                  .packs = keeps_packs(network, shards) ? &network->packs : NULL},
                           .more_grads = network->more_grads};
     memcpy(network->run.run.inputs, inputs, sizeof network->run.run.inputs);
     return BOOT_OK;
+}
+
+/* Forward into `output`, or backward from `doutput`. Packs are made on the way, out of what the
+   arena's limit leaves. */
+static boot_status run(boot_network *network, boot_shards *shards, float *output,
+                       const float *doutput) {
+    const int64_t before = network->packs.bytes, left = boot_arena_left(network->arena);
+    network->packs.limit = left ? before + left : 0;
+    const boot_status status = output ? boot_shards_forward(shards, &network->run, output)
+                                      : boot_shards_backward(shards, &network->run, doutput);
+    count_packs(network, before);
+    return status;
 }
 
 boot_status boot_network_forward(boot_network *network, const boot_network_input *input,
@@ -207,7 +297,7 @@ boot_status boot_network_forward(boot_network *network, const boot_network_input
     BOOT_TRY(boot_network_plan(network, input->n, input->height, input->width, input->training,
                                &shards));
     BOOT_TRY(prepare_run(network, shards, inputs));
-    BOOT_TRY(boot_shards_forward(shards, &network->run, output));
+    BOOT_TRY(run(network, shards, output, NULL));
     if (input->training) network->pending = shards;
     network->epoch = network->arena->epoch;
     return BOOT_OK;
@@ -221,7 +311,7 @@ boot_status boot_network_backward(boot_network *network, const float *doutput) {
             "backward: no training forward came before it (each backward needs its own, "
             "with no other forward in between)");
     network->pending = NULL;
-    return boot_shards_backward(shards, &network->run, doutput);
+    return run(network, shards, NULL, doutput);
 }
 
 /* Ones everywhere are valid images, times, labels and gradients alike. */
@@ -231,8 +321,8 @@ static boot_status profile_runs(boot_network *network, boot_shards *shards, floa
     for (int r = 0; r <= repeats; r++) {
         BOOT_TRY(prepare_run(network, shards, inputs));
         network->run.run.step_seconds = r ? step_seconds : NULL;
-        BOOT_TRY(boot_shards_forward(shards, &network->run, output));
-        if (shards->training) BOOT_TRY(boot_shards_backward(shards, &network->run, ones));
+        BOOT_TRY(run(network, shards, output, NULL));
+        if (shards->training) BOOT_TRY(run(network, shards, NULL, ones));
     }
     return BOOT_OK;
 }

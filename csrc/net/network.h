@@ -41,6 +41,24 @@ boot_status boot_network_backward(boot_network *network, const float *doutput);
 void boot_network_keep_packed(boot_network *network, bool keep);
 void boot_network_weights_changed(boot_network *network);
 
+/* Backward recomputes the insides of every block instead of keeping them. Off at first. The same
+   bits, less memory, more time. */
+void boot_network_gradient_checkpointing(boot_network *network, bool on);
+
+/* Kernels by rule, one shard, and sums that do not depend on the number of threads: the same bits
+   for any number. Off at first. */
+void boot_network_thread_independent(boot_network *network, bool on);
+
+/* The most bytes that working memory, packed weights and kernel timing may take, together with
+   those of the networks that share the arena; 0: any. A call that needs more fails. */
+void boot_network_limit_memory(boot_network *network, int64_t bytes);
+
+/* Bytes held now. arena: shared with other networks. */
+typedef struct {
+    int64_t weights, grads, arena, packed;
+} boot_network_bytes;
+boot_network_bytes boot_network_memory(const boot_network *network);
+
 /* Makes `network` work in the arena of `other`, for networks that run in turn. A forward of one
    then forbids the backward of the other's earlier forward. */
 void boot_network_share_arena(boot_network *network, boot_network *other);
@@ -49,12 +67,19 @@ boot_arena *boot_network_arena(boot_network *network); /* enter it around every 
 /* Builds (or finds) the plans for a size, so that kernels are chosen before the first step. */
 boot_status boot_network_plan(boot_network *network, int64_t n, int64_t height, int64_t width,
                               bool training, boot_shards **shards);
+/* The same without timing: kernels that are not known are taken by rule. The caller closes
+   `shards`. */
+boot_status boot_network_estimate(boot_network *network, int64_t n, int64_t height, int64_t width,
+                                  bool training, boot_shards *shards);
+/* Bytes of packed weights that all plans made so far keep. */
+boot_status boot_network_planned_packs(const boot_network *network, int64_t *bytes);
 /* Adds the seconds of every step of the first shard's plan (plan->num_steps) over `repeats` runs on
    made-up input, after one to warm up. */
 boot_status boot_network_profile(boot_network *network, int64_t n, int64_t height, int64_t width,
                                  bool training, int repeats, const boot_plan **plan,
                                  double *step_seconds, int capacity);
 boot_tuner *boot_network_tuner(boot_network *network); /* pin before planning */
+boot_tuner *boot_network_hints(boot_network *network); /* taken instead of timing */
 /* Forgets all plans, so that pins take effect. */
 void boot_network_clear_plans(boot_network *network);
 

@@ -16,6 +16,9 @@ static boot_status plan_nodes(boot_plan *plan, boot_plan_context *context) {
         if (node->op->plan) BOOT_TRY(node->op->plan(node, context));
         if (node->scratch_floats > plan->scratch_floats)
             plan->scratch_floats = node->scratch_floats;
+        for (int k = 0; context->packed && k < 2; k++)
+            *(node->packs[k].own ? &plan->own_pack_floats : &plan->pack_floats) +=
+                node->packs[k].floats;
     }
     return BOOT_OK;
 }
@@ -103,14 +106,28 @@ static boot_status plan_forward_steps(boot_plan *plan) {
     return BOOT_OK;
 }
 
+/* Whether the forward pass leaves value `id` for backward: what is dear to compute and, with
+   gradient checkpointing, is read outside of the block that made it. */
+static bool is_kept(const boot_plan *plan, int id) {
+    const boot_graph *graph = &plan->graph;
+    const boot_node *maker = &graph->nodes[graph->values[id].index];
+    if (plan->inside[id] >= 0 || in_place(plan, graph->values[id].index)) return true;
+    if (maker->op->flags & BOOT_OP_RECOMPUTE) return false;
+    if (!plan->checkpointing || !maker->block || id == plan->output) return true;
+    for (int i = 0; i < graph->num_nodes; i++)
+        for (int j = 0; j < BOOT_MAX_INPUTS; j++)
+            if (graph->node_values[i][j] == id && graph->nodes[i].block != maker->block)
+                return true;
+    return false;
+}
+
 /* Makes sure that value `id` exists during backward: kept since forward, or recomputed now. */
 static boot_status require(boot_plan *plan, int id) {
     const boot_graph *graph = &plan->graph;
     const boot_value *value = &graph->values[id];
     if (value->kind != BOOT_VALUE_NODE) return BOOT_OK;
     const int node = value->index;
-    const bool kept = !(graph->nodes[node].op->flags & BOOT_OP_RECOMPUTE) || in_place(plan, node);
-    if (kept || plan->value_again[id] != plan->value_buffer[id]) {
+    if (is_kept(plan, id) || plan->value_again[id] != plan->value_buffer[id]) {
         touch(plan, plan->value_again[id]);
         return BOOT_OK;
     }
@@ -247,7 +264,10 @@ static boot_status fill_plan(boot_plan *plan, boot_plan_context *context) {
 
 boot_status boot_plan_make(boot_plan *plan, boot_graph *graph, int output,
                            boot_plan_context *context) {
-    *plan = (boot_plan){.graph = *graph, .output = output, .threads = omp_get_max_threads()};
+    *plan = (boot_plan){.graph = *graph,
+                        .output = output,
+                        .threads = omp_get_max_threads(),
+                        .checkpointing = context->gradient_checkpointing};
     *graph = (boot_graph){0};
     const boot_status status = fill_plan(plan, context);
     if (status) boot_plan_close(plan);

@@ -31,6 +31,7 @@ typedef struct {
     boot_graph graph;
     int output; /* value id */
     int threads;
+    bool checkpointing; /* backward recomputes what lies inside blocks */
     boot_step *steps;
     int num_steps, forward_steps;
     boot_buffer *buffers;
@@ -42,6 +43,7 @@ typedef struct {
     int64_t *shift;    /* per value: first channel inside that concatenation */
     boot_node_buffers *node_buffers;
     int64_t arena_floats, scratch_floats; /* scratch lies behind arena_floats */
+    int64_t pack_floats, own_pack_floats; /* packed weights kept: common to all plans; its own */
 } boot_plan;
 
 /* Takes over `graph` (also on failure). The graph must have been built for the mode it says. */

@@ -12,6 +12,7 @@ typedef struct {
     int count;
     int64_t n, height, width;
     bool training;
+    int64_t runs;    /* forwards so far */
     uint64_t packed; /* version of the weights that the packs were last filled for */
 } boot_shards;
 

@@ -13,6 +13,7 @@ typedef struct {
     const boot_unet2d_config *config;
     int64_t n;
     int emb;
+    int blocks; /* entered so far */
 } builder;
 
 enum { MAX_SKIPS = BOOT_MAX_LEVELS * 64 };
@@ -82,6 +83,14 @@ static int binary(builder *b, const boot_op *op, int x, int y, const char *key, 
 
 typedef enum { KEEP, DOWN, UP } resampling;
 
+/* Blocks are what gradient checkpointing recomputes as a whole. Numbers start at 1. */
+static void enter_block(builder *b) { b->graph->block = ++b->blocks; }
+
+static int leave_block(builder *b, int out) {
+    b->graph->block = 0;
+    return out;
+}
+
 /* ResnetBlock2D: conv2(act(norm2(conv1(act(norm1(x))) + time))) + shortcut(x), both branches
    resampled first where the block changes size. */
 static int resnet(builder *b, int x, const char *prefix, int64_t out, resampling resample,
@@ -95,6 +104,7 @@ static int resnet(builder *b, int x, const char *prefix, int64_t out, resampling
     WITH_KEY(norm2, prefix, "norm2");
     WITH_KEY(conv2, prefix, "conv2");
     WITH_KEY(shortcut, prefix, "conv_shortcut");
+    enter_block(b);
     int h = group_norm(b, x, norm1, c->norm_num_groups, c->act, -1);
     if (resample != KEEP) {
         h = unary(b, resample_op, h, prefix, 0);
@@ -104,7 +114,7 @@ static int resnet(builder *b, int x, const char *prefix, int64_t out, resampling
     h = conv3x3(b, h, conv1, out, 1, 1, c->scale_shift ? -1 : temb, -1, 1);
     h = group_norm(b, h, norm2, c->norm_num_groups, c->act, c->scale_shift ? temb : -1);
     if (channels_of(b, x) != out) x = conv1x1(b, x, shortcut, out);
-    return conv3x3(b, h, conv2, out, 1, 1, -1, x, 1 / output_scale);
+    return leave_block(b, conv3x3(b, h, conv2, out, 1, 1, -1, x, 1 / output_scale));
 }
 
 /* Attention with its group norm and residual; groups 0: no norm. */
@@ -115,12 +125,14 @@ static int attention(builder *b, int x, const char *prefix, int64_t groups, doub
     WITH_KEY(to_k, prefix, "to_k");
     WITH_KEY(to_v, prefix, "to_v");
     WITH_KEY(to_out, prefix, "to_out.0");
+    enter_block(b);
     const int h = groups ? group_norm(b, x, norm, groups, BOOT_ACT_NONE, -1) : x;
     const int q = linear(b, h, to_q, C), k = linear(b, h, to_k, C), v = linear(b, h, to_v, C);
     const double heads = head_dim ? (double)(C / head_dim) : 1;
     const int o = boot_graph_node(b->graph, &boot_op_attention, prefix, (int[]){q, k, v, -1, -1},
                                   (double[BOOT_MAX_ATTRS]){heads});
-    return binary(b, &boot_op_add, x, linear(b, o, to_out, C), prefix, 1 / output_scale);
+    const int out = linear(b, o, to_out, C);
+    return leave_block(b, binary(b, &boot_op_add, x, out, prefix, 1 / output_scale));
 }
 
 /* Features of a time: (N) -> (N, C0 or 2 C0). Only the real timestep trains a learned table. */

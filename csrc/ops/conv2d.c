@@ -29,6 +29,7 @@ typedef struct {
     void *state[BOOT_CONV_DIRECTIONS];
     int64_t sums_at; /* scratch offset of (N, O) channel sums, behind the kernels' own */
     int64_t scaled_at;
+    bool alone; /* the weight gradient runs on one thread: oneDNN shares its sums out by threads */
 } conv2d_state;
 
 static boot_conv_shape shape_of(const boot_node *node) {
@@ -85,7 +86,7 @@ static int64_t max64(int64_t a, int64_t b) { return a > b ? a : b; }
 
 boot_status boot_conv_time(const boot_conv_kernel *kernel, const boot_conv_shape *s,
                            boot_conv_direction direction, boot_dnnl *dnnl, int repeats,
-                           double give_up, bool packed, double *seconds) {
+                           double give_up, bool packed, int64_t limit, double *seconds) {
     int64_t nx, ny, nw;
     BOOT_TRY(boot_count4(s->N, s->H, s->W, s->I, &nx));
     BOOT_TRY(boot_count4(s->N, s->Ho, s->Wo, s->O, &ny));
@@ -95,7 +96,11 @@ boot_status boot_conv_time(const boot_conv_kernel *kernel, const boot_conv_shape
     boot_packs packs = {.version = 1};
     BOOT_TRY(kernel->create(s, direction, dnnl, &state, &scratch));
     const int64_t total = nx + ny + nw + s->O + scratch + 5 * 16;
-    boot_status status = boot_alloc(&block, total * sizeof(float), true, "kernel timing");
+    boot_status status = BOOT_OK;
+    if (limit && total * (int64_t)sizeof(float) > limit)
+        status = boot_fail(BOOT_ERR_MEMORY, "kernel timing: %lld bytes needed, %lld allowed",
+                           (long long)total * 4, (long long)limit);
+    if (!status) status = boot_alloc(&block, total * sizeof(float), true, "kernel timing");
     *seconds = 1e30;
     if (!status) {
         float *x = block, *y = x + (nx + 15) / 16 * 16, *w = y + (ny + 15) / 16 * 16,
@@ -144,19 +149,25 @@ static boot_status time_kernels(const boot_conv_shape *s, boot_conv_direction di
             double seconds;
             if (!kernel->automatic || !kernel->applies(s, direction) || best[i] < 0) continue;
             if (round > 0 && best[i] > 2 * lead) continue;
-            const boot_status status = boot_conv_time(kernel, s, direction, context->dnnl, REPEATS,
-                                                      2 * lead, context->packed, &seconds);
-            if (status == BOOT_ERR_UNSUPPORTED) best[i] = -1; /* not on this processor */
-            if (status == BOOT_ERR_UNSUPPORTED) continue;
+            const boot_status status =
+                boot_conv_time(kernel, s, direction, context->dnnl, REPEATS, 2 * lead,
+                               context->packed, context->limit_bytes, &seconds);
+            /* Not on this processor, or larger than the memory limit. */
+            if (status == BOOT_ERR_UNSUPPORTED || status == BOOT_ERR_MEMORY) best[i] = -1;
+            if (best[i] < 0) continue;
             BOOT_TRY(status);
             seconds *= kernel->handicap;
             if (seconds < best[i]) best[i] = seconds;
             if (best[i] < lead) lead = best[i], winner = i;
         }
     if (!winner) return BOOT_OK; /* the caller says so */
+    context->tuner->timed++;
     const double ms = lead * 1e3 / boot_conv_kernels[winner]->handicap;
     return boot_tuner_set(context->tuner, key, boot_conv_kernels[winner]->name, ms);
 }
+
+/* Where nothing was timed: the first that applies. */
+static const boot_conv_kernel *const by_rule[] = {&boot_conv_winograd, &boot_conv_direct};
 
 static boot_status choose_kernel(const boot_node *node, const boot_conv_shape *s,
                                  boot_conv_direction direction, boot_plan_context *context,
@@ -175,12 +186,21 @@ static boot_status choose_kernel(const boot_node *node, const boot_conv_shape *s
              (long long)s->I, (long long)s->O, (long long)s->k, (long long)s->stride,
              (long long)s->pad_begin, (long long)s->pad_end, omp_get_max_threads(),
              context->packed && direction != BOOT_CONV_WEIGHTS ? " packed" : "");
-    if (!boot_tuner_find(context->tuner, key)) BOOT_TRY(time_kernels(s, direction, context, key));
-    const boot_choice *known = boot_tuner_find(context->tuner, key);
+    const boot_choice *known;
+    BOOT_TRY(boot_tuner_recall(context, key, &known));
+    if (!known && !context->by_rule) {
+        BOOT_TRY(time_kernels(s, direction, context, key));
+        known = boot_tuner_find(context->tuner, key);
+    }
     for (int i = 1; known && i < BOOT_NUM_CONV_KERNELS; i++)
         if (!strcmp(known->kernel, boot_conv_kernels[i]->name) &&
             boot_conv_kernels[i]->applies(s, direction)) {
             *chosen = boot_conv_kernels[i];
+            return BOOT_OK;
+        }
+    for (int i = 0; !known && i < (int)(sizeof by_rule / sizeof *by_rule); i++)
+        if (by_rule[i]->applies(s, direction)) {
+            *chosen = by_rule[i];
             return BOOT_OK;
         }
     return boot_fail(BOOT_ERR_UNSUPPORTED, "conv2d (%s): no kernel for \"%s\"%s%s", node->name, key,
@@ -195,6 +215,13 @@ static void conv2d_release(boot_node *node) {
     node->state = NULL;
 }
 
+/* Sets one thread for what must not depend on their number; returns what to set afterwards. */
+static int limit_threads(bool alone) {
+    const int threads = omp_get_max_threads();
+    if (alone) omp_set_num_threads(1);
+    return threads;
+}
+
 static boot_status conv2d_plan(boot_node *node, void *context) {
     boot_plan_context *plan = context;
     BOOT_TRY(boot_alloc(&node->state, sizeof(conv2d_state), true, "conv2d"));
@@ -205,11 +232,19 @@ static boot_status conv2d_plan(boot_node *node, void *context) {
         int64_t floats = 0;
         if (d == BOOT_CONV_DATA && !node->wants_grad[X]) continue;
         BOOT_TRY(choose_kernel(node, &state->shape, d, plan, &state->kernel[d]));
-        BOOT_TRY(state->kernel[d]->create(&state->shape, d, plan->dnnl, &state->state[d], &floats));
+        if (d == BOOT_CONV_WEIGHTS)
+            state->alone = plan->thread_independent && !state->kernel[d]->fused;
+        const int threads = limit_threads(d == BOOT_CONV_WEIGHTS && state->alone);
+        const boot_status status =
+            state->kernel[d]->create(&state->shape, d, plan->dnnl, &state->state[d], &floats);
+        omp_set_num_threads(threads);
+        BOOT_TRY(status);
         scratch = max64(scratch, floats);
         if (!state->kernel[d]->fused && d != BOOT_CONV_DATA)
             node->dense |= 1u << X; /* oneDNN: plain NHWC only */
         if (!state->kernel[d]->fused && d == BOOT_CONV_FORWARD) node->dense |= BOOT_DENSE_OUT;
+        if (plan->packed && d != BOOT_CONV_WEIGHTS && state->kernel[d]->pack_need)
+            node->packs[d] = state->kernel[d]->pack_need(state->state[d], &state->shape, d);
     }
     state->sums_at = (scratch + 15) / 16 * 16;
     node->scratch_floats = state->sums_at;
@@ -332,9 +367,13 @@ static boot_status conv2d_backward(const boot_node *node, const boot_call *call)
     boot_conv_args weights = args, data = args;
     weights.ldx = call->in[X].ld;
     data.ldx = call->din[X].ld;
-    if (args.dweight)
-        BOOT_TRY(state->kernel[BOOT_CONV_WEIGHTS]->run(state->state[BOOT_CONV_WEIGHTS], s,
-                                                       BOOT_CONV_WEIGHTS, &weights));
+    if (args.dweight) {
+        const int threads = limit_threads(state->alone);
+        const boot_status status = state->kernel[BOOT_CONV_WEIGHTS]->run(
+            state->state[BOOT_CONV_WEIGHTS], s, BOOT_CONV_WEIGHTS, &weights);
+        omp_set_num_threads(threads);
+        BOOT_TRY(status);
+    }
     if (args.dx)
         BOOT_TRY(state->kernel[BOOT_CONV_DATA]->run(state->state[BOOT_CONV_DATA], s, BOOT_CONV_DATA,
                                                     &data));

@@ -54,6 +54,9 @@ typedef struct {
     boot_status (*run)(void *state, const boot_conv_shape *shape, boot_conv_direction direction,
                        const boot_conv_args *args);
     void (*destroy)(void *state);
+    /* Optional: what it keeps where packed weights are kept. */
+    boot_pack_need (*pack_need)(const void *state, const boot_conv_shape *shape,
+                                boot_conv_direction direction);
 } boot_conv_kernel;
 
 extern const boot_conv_kernel boot_conv_direct, boot_conv_dnnl_winograd, boot_conv_winograd,
@@ -65,9 +68,9 @@ extern const boot_conv_kernel *const boot_conv_kernels[BOOT_NUM_CONV_KERNELS];
 
 /* Best of up to `repeats` runs in seconds on made-up data, for the tuner and for benchmarks. Stops
    early once a run took longer than `give_up` seconds: such a kernel has lost. `packed`: packing
-   weights is not counted. */
+   weights is not counted. BOOT_ERR_MEMORY if that takes more than `limit` bytes; 0: no limit. */
 boot_status boot_conv_time(const boot_conv_kernel *kernel, const boot_conv_shape *shape,
                            boot_conv_direction direction, boot_dnnl *dnnl, int repeats,
-                           double give_up, bool packed, double *seconds);
+                           double give_up, bool packed, int64_t limit, double *seconds);
 
 #endif

@@ -229,6 +229,14 @@ static bool fits_int(const boot_conv_shape *c) {
     return c->N * c->H <= INT_MAX / c->W && c->N * c->Ho <= INT_MAX / c->Wo;
 }
 
+/* Only where the primitive wants another layout than ours; that layout is its own. */
+static boot_pack_need conv_pack_need(const void *opaque, const boot_conv_shape *c,
+                                     boot_conv_direction direction) {
+    (void)c, (void)direction;
+    const conv_state *s = opaque;
+    return (boot_pack_need){s, s->args[WEIGHT].theirs ? s->args[WEIGHT].floats : 0, true};
+}
+
 static bool direct_applies(const boot_conv_shape *c, boot_conv_direction direction) {
     (void)direction;
     return fits_int(c);
@@ -255,7 +263,8 @@ const boot_conv_kernel boot_conv_direct = {.name = "direct",
                                            .applies = direct_applies,
                                            .create = direct_create,
                                            .run = conv_run,
-                                           .destroy = conv_destroy};
+                                           .destroy = conv_destroy,
+                                           .pack_need = conv_pack_need};
 const boot_conv_kernel boot_conv_dnnl_winograd = {
     .name = "dnnl_winograd",
     .automatic = true,
@@ -263,4 +272,5 @@ const boot_conv_kernel boot_conv_dnnl_winograd = {
     .applies = winograd_applies,
     .create = winograd_create,
     .run = conv_run,
-    .destroy = conv_destroy};
+    .destroy = conv_destroy,
+    .pack_need = conv_pack_need};

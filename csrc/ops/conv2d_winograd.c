@@ -124,10 +124,12 @@ static pass pass_of(const boot_conv_shape *s, const boot_conv_args *t, bool data
     return p;
 }
 
-/* U's place among the kept packs; one kernel's packs differ by direction. */
+/* One kernel's packs differ by direction. */
+static const void *pack_key(bool data) { return (const char *)&boot_conv_winograd + data; }
+
+/* U's place among the kept packs. */
 static boot_status find_pack(pass *p, const boot_conv_args *t, bool data, bool *fresh) {
-    return boot_packs_get(t->packs, t->weight, (const char *)&boot_conv_winograd + data,
-                          PLANES * p->plane_u, &p->u, fresh);
+    return boot_packs_get(t->packs, t->weight, pack_key(data), PLANES * p->plane_u, &p->u, fresh);
 }
 
 static boot_status winograd_pack(void *state, const boot_conv_shape *s,
@@ -242,6 +244,14 @@ static boot_status winograd_run(void *state, const boot_conv_shape *s,
     return run_pass(s, args, direction == BOOT_CONV_DATA);
 }
 
+static boot_pack_need winograd_pack_need(const void *state, const boot_conv_shape *s,
+                                         boot_conv_direction direction) {
+    (void)state;
+    const bool data = direction == BOOT_CONV_DATA;
+    const pass p = pass_of(s, &(boot_conv_args){.scale = 1}, data);
+    return (boot_pack_need){pack_key(data), PLANES * p.plane_u, false};
+}
+
 static void winograd_destroy(void *state) { (void)state; }
 
 const boot_conv_kernel boot_conv_winograd = {.name = "winograd",
@@ -252,4 +262,5 @@ const boot_conv_kernel boot_conv_winograd = {.name = "winograd",
                                              .create = winograd_create,
                                              .pack = winograd_pack,
                                              .run = winograd_run,
-                                             .destroy = winograd_destroy};
+                                             .destroy = winograd_destroy,
+                                             .pack_need = winograd_pack_need};

@@ -20,6 +20,7 @@ static boot_status linear_infer(boot_node *node) {
     if (node->in[BIAS].n) BOOT_TRY(boot_expect_count(node, BIAS, "bias", O));
     node->out = boot_shape(x->n, x->h, x->w, O);
     node->scratch_floats = O * I; /* W^T */
+    node->packs[0] = (boot_pack_need){&boot_op_linear, O * I, false};
     return boot_expect_size(node, &node->out);
 }
 

@@ -70,6 +70,7 @@ struct boot_node {
     bool wants_grad[BOOT_MAX_INPUTS];
     boot_tensor out;
     bool training;
+    int block; /* which block of the network it lies in, 0: none */
     /* Input whose gradient is exactly `dout` (residual adds): the plan lets it share dout's memory
        and then passes din[i].data == dout.data. -1: none. */
     int grad_alias;
@@ -77,6 +78,7 @@ struct boot_node {
     /* Set by plan where a kernel needs dense pixels (ld == c): bit i for in[i], bit 31 for out.
        Elsewhere the plan may hand out channel slices of a wider tensor. */
     unsigned dense;
+    boot_pack_need packs[2]; /* what it keeps where packed weights are kept; floats 0: nothing */
     void *state;
 };
 

@@ -15,11 +15,16 @@ static boot_status add_pack(boot_packs *packs, const boot_pack *pack, boot_pack 
         packs->items = grown;
         packs->capacity = capacity;
     }
+    const int64_t bytes = pack->floats * (int64_t)sizeof(float);
+    if (packs->limit && packs->bytes + bytes > packs->limit)
+        return boot_fail(BOOT_ERR_MEMORY,
+                         "packed weights: %lld bytes needed, the memory limit leaves %lld",
+                         (long long)bytes, (long long)(packs->limit - packs->bytes));
     *added = &packs->items[packs->count];
     **added = *pack;
-    BOOT_TRY(boot_alloc((void **)&(*added)->data, pack->floats * sizeof(float), false,
-                        "packed weights"));
+    BOOT_TRY(boot_alloc((void **)&(*added)->data, bytes, false, "packed weights"));
     packs->count++;
+    packs->bytes += bytes;
     return BOOT_OK;
 }
 
@@ -46,8 +51,21 @@ boot_status boot_packs_get(boot_packs *packs, const void *weight, const void *ke
     return status;
 }
 
+void boot_packs_drop(boot_packs *packs, const void *kernel) {
+    int kept = 0;
+    for (int i = 0; i < packs->count; i++) {
+        if (packs->items[i].kernel != kernel) {
+            packs->items[kept++] = packs->items[i];
+            continue;
+        }
+        packs->bytes -= packs->items[i].floats * (int64_t)sizeof(float);
+        boot_free(packs->items[i].data);
+    }
+    packs->count = kept;
+}
+
 void boot_packs_close(boot_packs *packs) {
     for (int i = 0; i < packs->count; i++) boot_free(packs->items[i].data);
     boot_free(packs->items);
-    *packs = (boot_packs){0};
+    *packs = (boot_packs){.version = packs->version, .limit = packs->limit};
 }

@@ -19,15 +19,25 @@ typedef struct {
 typedef struct {
     boot_pack *items;
     int count, capacity;
-    uint64_t version; /* of the weights now; a larger number makes every pack stale */
+    uint64_t version;     /* of the weights now; a larger number makes every pack stale */
+    int64_t bytes, limit; /* held now, and the most that may be held; limit 0: no limit */
     atomic_flag busy;
 } boot_packs;
+
+/* A pack that a node keeps. own: no other node can use it, so it goes with the node. */
+typedef struct {
+    const void *key;
+    int64_t floats;
+    bool own;
+} boot_pack_need;
 
 /* The buffer for that key, made on first use. *fresh: it already holds the weights as they are now;
    else the caller fills it. Any thread may call; two that ask for one key must not do so at once
    unless it is fresh. */
 boot_status boot_packs_get(boot_packs *packs, const void *weight, const void *kernel,
                            int64_t floats, float **data, bool *fresh);
-void boot_packs_close(boot_packs *packs);
+/* Gives back every pack that was made for `kernel`. */
+void boot_packs_drop(boot_packs *packs, const void *kernel);
+void boot_packs_close(boot_packs *packs); /* keeps the limit */
 
 #endif

@@ -18,6 +18,7 @@ typedef struct {
 typedef struct {
     boot_choice *choices;
     int count, capacity;
+    int timed; /* choices that were timed, not given */
 } boot_tuner;
 
 const boot_choice *boot_tuner_find(const boot_tuner *tuner, const char *key); /* NULL: not known */
@@ -28,7 +29,17 @@ void boot_tuner_close(boot_tuner *tuner);
 typedef struct {
     boot_dnnl *dnnl;
     boot_tuner *tuner;
-    bool packed; /* forward will keep packed weights: packing does not count */
+    const boot_tuner *hints; /* taken instead of timing where the tuner knows nothing; NULL: none */
+    bool packed;             /* forward will keep packed weights: packing does not count */
+    bool gradient_checkpointing; /* recompute blocks in backward */
+    bool by_rule; /* take a fixed kernel for each shape that is not known: nothing is timed */
+    bool thread_independent; /* only kernels whose sums do not depend on the number of threads */
+    int64_t limit_bytes;     /* of memory for timing; 0: no limit */
 } boot_plan_context;
+
+/* The choice that is known for this key, or hinted at (and from now on known); NULL: none, or none
+   that the context allows. */
+boot_status boot_tuner_recall(const boot_plan_context *context, const char *key,
+                              const boot_choice **choice);
 
 #endif

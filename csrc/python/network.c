@@ -1,15 +1,9 @@
 /* network.c: the Python type UNet2D: a network with its weights, gradients and plans. */
-#include "python/glue.h"
+#include "python/network.h"
 
 #include <string.h>
 
-#include "net/network.h"
 #include "python/unet_config.h"
-
-typedef struct {
-    PyObject_HEAD boot_network *network;
-    PyObject *kept; /* input arrays of the last training forward, which backward reads */
-} UNet2D;
 
 /* Life cycle. */
 
@@ -46,7 +40,7 @@ static void unet_dealloc(PyObject *object) {
 }
 
 /* One thread at a time: a second one gets an exception instead of a broken result. */
-static int enter(UNet2D *self) {
+int boot_py_enter_network(UNet2D *self) {
     if (boot_py_enter()) return -1;
     if (boot_arena_enter(boot_network_arena(self->network))) return 0;
     PyErr_SetString(PyExc_RuntimeError,
@@ -54,17 +48,9 @@ static int enter(UNet2D *self) {
     return -1;
 }
 
-static void leave(UNet2D *self) { boot_arena_leave(boot_network_arena(self->network)); }
+void boot_py_leave_network(UNet2D *self) { boot_arena_leave(boot_network_arena(self->network)); }
 
 /* Parameters. */
-
-/* list[i] = item, which is stolen; without an item the list is given up. */
-static void put(PyObject **list, int i, PyObject *item) {
-    if (item)
-        PyList_SET_ITEM(*list, i, item);
-    else
-        Py_CLEAR(*list);
-}
 
 static PyObject *get_parameters(PyObject *object, void *unused) {
     (void)unused;
@@ -77,7 +63,7 @@ static PyObject *get_parameters(PyObject *object, void *unused) {
             PyTuple_SET_ITEM(shape, d, PyLong_FromLongLong(p->dims[d]));
         if (shape && PyErr_Occurred()) Py_CLEAR(shape); /* one of its numbers could not be made */
         PyObject *item = shape ? Py_BuildValue("sNL", p->name, shape, (long long)p->offset) : NULL;
-        put(&list, i, item);
+        boot_py_put(&list, i, item);
     }
     return list;
 }
@@ -166,7 +152,7 @@ static PyObject *run_forward(UNet2D *self, PyArrayObject **arrays, boot_network_
     npy_intp dims[4] = {input->n, c->out_channels, input->height, input->width};
     PyObject *out = PyArray_SimpleNew(4, dims, NPY_FLOAT32);
     PyObject *kept = input->training ? PyTuple_New(BOOT_NUM_SLOTS) : NULL;
-    if (!out || (input->training && !kept) || enter(self)) {
+    if (!out || (input->training && !kept) || boot_py_enter_network(self)) {
         Py_XDECREF(out);
         Py_XDECREF(kept);
         return NULL;
@@ -180,7 +166,7 @@ static PyObject *run_forward(UNet2D *self, PyArrayObject **arrays, boot_network_
     Py_BEGIN_ALLOW_THREADS;
     status = boot_network_forward(self->network, input, boot_py_data((PyArrayObject *)out));
     Py_END_ALLOW_THREADS;
-    leave(self);
+    boot_py_leave_network(self);
     if (!status) return out;
     Py_DECREF(out);
     return boot_py_error(status);
@@ -222,7 +208,7 @@ static PyObject *unet_backward(PyObject *object, PyObject *arg) {
         Py_DECREF(dy);
         return NULL;
     }
-    if (enter(self)) {
+    if (boot_py_enter_network(self)) {
         Py_DECREF(dy);
         return NULL;
     }
@@ -230,7 +216,7 @@ static PyObject *unet_backward(PyObject *object, PyObject *arg) {
     Py_BEGIN_ALLOW_THREADS;
     status = boot_network_backward(self->network, boot_py_data(dy));
     Py_END_ALLOW_THREADS;
-    leave(self);
+    boot_py_leave_network(self);
     Py_DECREF(dy);
     return status ? boot_py_error(status) : Py_NewRef(Py_None);
 }
@@ -239,125 +225,10 @@ static PyObject *unet_share_arena(PyObject *object, PyObject *other) {
     UNet2D *self = (UNet2D *)object;
     if (!PyObject_TypeCheck(other, Py_TYPE(object)))
         return PyErr_Format(PyExc_TypeError, "share_arena: expected a UNet2D");
-    if (enter(self)) return NULL;
-    leave(self); /* nothing runs in the arena that may be freed now */
+    if (boot_py_enter_network(self)) return NULL;
+    boot_py_leave_network(self); /* nothing runs in the arena that may be freed now */
     if (other != object) boot_network_share_arena(self->network, ((UNet2D *)other)->network);
     Py_RETURN_NONE;
-}
-
-/* Plans and kernels. */
-
-static PyObject *kernel_list(UNet2D *self) {
-    const boot_tuner *tuner = boot_network_tuner(self->network);
-    PyObject *list = PyList_New(tuner->count);
-    for (int i = 0; list && i < tuner->count; i++) {
-        PyObject *item = Py_BuildValue("ssd", tuner->choices[i].key, tuner->choices[i].kernel,
-                                       tuner->choices[i].ms);
-        put(&list, i, item);
-    }
-    return list;
-}
-
-static PyObject *unet_plan(PyObject *object, PyObject *args) {
-    UNet2D *self = (UNet2D *)object;
-    long long n, height, width;
-    int train;
-    if (!PyArg_ParseTuple(args, "LLLp:plan", &n, &height, &width, &train)) return NULL;
-    if (n < 1 || height < 1 || width < 1)
-        return PyErr_Format(PyExc_ValueError, "plan: %lld x %lld x %lld, expected at least 1", n,
-                            height, width);
-    if (enter(self)) return NULL;
-    boot_shards *shards = NULL;
-    boot_status status;
-    Py_BEGIN_ALLOW_THREADS;
-    status = boot_network_plan(self->network, n, height, width, train, &shards);
-    Py_END_ALLOW_THREADS;
-    PyObject *result = NULL;
-    if (status) {
-        boot_py_error(status);
-    } else {
-        long long arena = 0, scratch = 0;
-        for (int i = 0; i < shards->count; i++)
-            arena += shards->plans[i].arena_floats * 4LL,
-                scratch += shards->plans[i].scratch_floats * 4LL;
-        const long long flat = boot_network_params(self->network)->floats * 4LL;
-        const long long grads = train ? shards->count * flat : 0;
-        result = Py_BuildValue("{s:L,s:L,s:L,s:L,s:L,s:i,s:i,s:N}", "peak_bytes",
-                               flat + grads + arena + scratch, "weight_bytes", flat, "grad_bytes",
-                               grads, "activation_bytes", arena, "scratch_bytes", scratch, "nodes",
-                               shards->plans[0].graph.num_nodes, "shards", shards->count, "kernels",
-                               kernel_list(self));
-    }
-    leave(self);
-    return result;
-}
-
-enum { MAX_PROFILE_STEPS = 8192 };
-
-static PyObject *unet_profile(PyObject *object, PyObject *args) {
-    static const char *const kinds[] = {"forward", "again", "backward"};
-    UNet2D *self = (UNet2D *)object;
-    long long n, height, width;
-    int train, repeats;
-    if (!PyArg_ParseTuple(args, "LLLpi:profile", &n, &height, &width, &train, &repeats))
-        return NULL;
-    if (n < 1 || height < 1 || width < 1 || repeats < 1)
-        return PyErr_Format(PyExc_ValueError, "profile: sizes and repeats must be at least 1");
-    double *seconds = PyMem_Calloc(MAX_PROFILE_STEPS, sizeof(double));
-    if (!seconds) return PyErr_NoMemory();
-    PyObject *list = NULL;
-    if (!enter(self)) {
-        const boot_plan *plan = NULL;
-        boot_status status;
-        Py_BEGIN_ALLOW_THREADS;
-        status = boot_network_profile(self->network, n, height, width, train, repeats, &plan,
-                                      seconds, MAX_PROFILE_STEPS);
-        Py_END_ALLOW_THREADS;
-        list = status ? boot_py_error(status) : PyList_New(plan->num_steps);
-        for (int i = 0; list && i < plan->num_steps; i++) {
-            const boot_node *node = &plan->graph.nodes[plan->steps[i].node];
-            PyObject *item = Py_BuildValue("sssd", kinds[plan->steps[i].kind], node->op->name,
-                                           node->name, seconds[i] * 1e3 / repeats);
-            put(&list, i, item);
-        }
-        leave(self);
-    }
-    PyMem_Free(seconds);
-    return list;
-}
-
-static PyObject *unet_keep_packed(PyObject *object, PyObject *arg) {
-    UNet2D *self = (UNet2D *)object;
-    const int keep = PyObject_IsTrue(arg);
-    if (keep < 0 || enter(self)) return NULL;
-    boot_network_keep_packed(self->network, keep);
-    leave(self);
-    Py_RETURN_NONE;
-}
-
-static PyObject *get_kernels(PyObject *object, void *unused) {
-    (void)unused;
-    return kernel_list((UNet2D *)object);
-}
-
-static PyObject *unet_pin_kernels(PyObject *object, PyObject *arg) {
-    UNet2D *self = (UNet2D *)object;
-    PyObject *key, *value;
-    Py_ssize_t at = 0;
-    if (!PyDict_Check(arg))
-        return PyErr_Format(PyExc_TypeError, "pin_kernels: expected a dict {key: kernel name}");
-    if (enter(self)) return NULL;
-    boot_status status = BOOT_OK;
-    while (!status && PyDict_Next(arg, &at, &key, &value)) {
-        const char *k = boot_py_text(key, "pin_kernels: a key"),
-                   *v = k ? boot_py_text(value, "pin_kernels: a kernel") : NULL;
-        if (!v) break;
-        status = boot_tuner_set(boot_network_tuner(self->network), k, v, 0);
-    }
-    boot_network_clear_plans(self->network);
-    leave(self);
-    if (status) boot_py_error(status);
-    return PyErr_Occurred() ? NULL : Py_NewRef(Py_None);
 }
 
 static PyMethodDef unet_methods[] = {
@@ -366,14 +237,22 @@ static PyMethodDef unet_methods[] = {
      "train=False) -> (N, out, H, W) float32"},
     {"backward", unet_backward, METH_O,
      "backward(doutput): fills grads for the last forward with train=True."},
-    {"plan", unet_plan, METH_VARARGS, "plan(batch, height, width, train) -> bytes and kernels"},
-    {"profile", unet_profile, METH_VARARGS,
+    {"plan", boot_py_plan, METH_VARARGS,
+     "plan(batch, height, width, train, estimate=False) -> dict of bytes and kernels. estimate: "
+     "time "
+     "no kernels, keep nothing."},
+    {"profile", boot_py_profile, METH_VARARGS,
      "profile(batch, height, width, train, repeats) -> [(kind, op, layer, ms)] of every step"},
     {"share_arena", unet_share_arena, METH_O,
      "share_arena(other): work in the memory of a network that runs in turn with this one."},
-    {"keep_packed", unet_keep_packed, METH_O,
-     "keep_packed(bool): keep packed weights; for small networks."},
-    {"pin_kernels", unet_pin_kernels, METH_O,
+    {"configure", (PyCFunction)(void (*)(void))boot_py_configure, METH_VARARGS | METH_KEYWORDS,
+     "configure(*, keep_packed, gradient_checkpointing, thread_independent, memory_limit): change "
+     "those that are given."},
+    {"memory", boot_py_memory, METH_NOARGS,
+     "memory() -> bytes held now: weights, grads, arena (shared), packed; and planned_packs."},
+    {"hint_kernels", boot_py_hint_kernels, METH_O,
+     "hint_kernels({key: name}): the same for shapes that come up later and were not pinned."},
+    {"pin_kernels", boot_py_pin_kernels, METH_O,
      "pin_kernels({key: name}): use these kernels instead of timing."},
     {"weights_changed", weights_changed, METH_NOARGS, "To be called after writing into weights."},
     {NULL, NULL, 0, NULL}};
@@ -382,7 +261,8 @@ static PyGetSetDef unet_getset[] = {
     {"parameters", get_parameters, NULL, "[(name, shape, offset)] in flat-buffer order.", NULL},
     {"weights", get_weights, NULL, "Flat float32 buffer, writable.", NULL},
     {"grads", get_grads, NULL, "Flat float32 gradients, same layout.", NULL},
-    {"kernels", get_kernels, NULL, "[(key, kernel, ms)] chosen so far.", NULL},
+    {"timed_kernels", boot_py_get_timed, NULL, "How many choices were timed so far.", NULL},
+    {"kernels", boot_py_get_kernels, NULL, "[(key, kernel, ms)] chosen so far.", NULL},
     {NULL, NULL, NULL, NULL, NULL}};
 
 static PyType_Slot unet_slots[] = {

@@ -104,7 +104,7 @@ static boot_status single_plan(single *s, const double *attrs, bool training) {
         ids[i] = boot_graph_param(&graph, true, PyArray_NDIM(s->in[i]), dims, "%d", i);
     }
     const int out = boot_graph_node(&graph, s->op, s->op->name, ids, attrs);
-    boot_plan_context context = {&s->dnnl, &s->tuner, false};
+    boot_plan_context context = {.dnnl = &s->dnnl, .tuner = &s->tuner};
     BOOT_TRY(boot_plan_make(&s->plan, &graph, out, &context));
     const int64_t weights = s->params.floats, arena = s->plan.arena_floats + s->plan.scratch_floats;
     BOOT_TRY(
@@ -257,7 +257,7 @@ static PyObject *bench_conv(PyObject *self, PyObject *args) {
     status = boot_dnnl_open(&dnnl);
     if (!status)
         status = boot_conv_time(boot_conv_kernels[kernel], &c, direction, &dnnl, repeats, 1e30,
-                                packed, &seconds);
+                                packed, 0, &seconds);
     boot_dnnl_close(&dnnl);
     Py_END_ALLOW_THREADS;
     return status ? boot_py_error(status) : PyFloat_FromDouble(seconds);

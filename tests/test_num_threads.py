@@ -1,0 +1,149 @@
+"""Threads: how many by default, and the same bits for any number of them."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from models import CONFIG, assert_same, make, make_teacher, noise, weights_of
+
+import boot
+from boot.threads import cpu_quota, default_threads, physical_cores
+
+COUNTS = (1, 2, 3, 4, 8)
+
+
+@pytest.fixture(autouse=True)
+def restore_threads():
+    before = boot.get_num_threads()
+    yield
+    boot.set_num_threads(before)
+
+
+def machine(root, cores=(), **files):
+    """A made-up /sys and /proc. cores: (package, core) of each processor."""
+    for cpu, (package, core) in enumerate(cores):
+        folder = root / f"sys/devices/system/cpu/cpu{cpu}/topology"
+        folder.mkdir(parents=True)
+        (folder / "physical_package_id").write_text(f"{package}\n")
+        (folder / "core_id").write_text(f"{core}\n")
+    for name, text in files.items():
+        path = root / name.replace("__", "/").replace("_DOT_", ".")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    return root
+
+
+def write(root, path, text):
+    (root / path).parent.mkdir(parents=True, exist_ok=True)
+    (root / path).write_text(text)
+
+
+def test_two_hardware_threads_are_one_core(tmp_path):
+    machine(tmp_path, [(0, 0), (0, 1), (1, 0), (1, 1), (0, 0), (0, 1), (1, 0), (1, 1)])
+    assert physical_cores(set(range(8)), tmp_path) == 4
+    assert physical_cores({0, 4}, tmp_path) == 1  # affinity: both threads of one core
+    assert physical_cores({0, 2}, tmp_path) == 2  # core 0 of each package
+    assert physical_cores({0, 1, 9, 10}, tmp_path) == 4  # nothing known about 9 and 10
+
+
+def test_quota_of_version_2_is_the_tightest_on_the_way_up(tmp_path):
+    write(tmp_path, "proc/self/cgroup", "0::/pod/app\n")
+    assert cpu_quota(tmp_path) is None
+    write(tmp_path, "sys/fs/cgroup/pod/app/cpu.max", "max 100000\n")
+    assert cpu_quota(tmp_path) is None
+    write(tmp_path, "sys/fs/cgroup/pod/cpu.max", "250000 100000\n")
+    assert cpu_quota(tmp_path) == 2.5
+    write(tmp_path, "sys/fs/cgroup/pod/app/cpu.max", "50000 100000\n")
+    assert cpu_quota(tmp_path) == 0.5
+
+
+def test_quota_of_version_1(tmp_path):
+    write(tmp_path, "proc/self/cgroup", "4:memory:/x\n3:cpu,cpuacct:/docker/1\n")
+    folder = "sys/fs/cgroup/cpu,cpuacct"  # in a container the group is the mount itself
+    write(tmp_path, f"{folder}/cpu.cfs_quota_us", "-1\n")
+    write(tmp_path, f"{folder}/cpu.cfs_period_us", "100000\n")
+    assert cpu_quota(tmp_path) is None
+    write(tmp_path, f"{folder}/cpu.cfs_quota_us", "300000\n")
+    assert cpu_quota(tmp_path) == 3
+
+
+@pytest.mark.parametrize("text", ["", "100000", "x y", "100000 0", "-5 100000", "\xff"])
+def test_a_quota_that_makes_no_sense_is_none(tmp_path, text):
+    write(tmp_path, "proc/self/cgroup", "0::/\n")
+    write(tmp_path, "sys/fs/cgroup/cpu.max", text)
+    assert cpu_quota(tmp_path) is None
+
+
+def test_default_is_cores_within_the_quota(tmp_path, monkeypatch):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0, 1, 2, 3}, raising=False)
+    machine(tmp_path, [(0, 0), (0, 1), (0, 2), (0, 2)])
+    assert default_threads(tmp_path) == 3
+    write(tmp_path, "proc/self/cgroup", "0::/\n")
+    write(tmp_path, "sys/fs/cgroup/cpu.max", "150000 100000")
+    assert default_threads(tmp_path) == 2
+    write(tmp_path, "sys/fs/cgroup/cpu.max", "1000 100000")
+    assert default_threads(tmp_path) == 1
+    monkeypatch.setenv("OMP_NUM_THREADS", "7")
+    assert default_threads(tmp_path) is None
+
+
+def threads_of_a_new_process(**environment):
+    known = {k: v for k, v in os.environ.items() if k != "OMP_NUM_THREADS"}
+    code = "import boot; print(boot.get_num_threads())"
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={**known, **environment},
+        cwd=Path(__file__).parent,
+    )
+    return int(done.stdout)
+
+
+def test_a_new_process_uses_the_default_or_what_the_user_says(monkeypatch):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    assert threads_of_a_new_process() == default_threads()
+    assert threads_of_a_new_process(OMP_NUM_THREADS="3") == 3
+
+
+# -------------------------------------------------------------------- the same bits for any number
+
+# Downsampling by a strided convolution and odd widths are where oneDNN's kernels come in.
+WIDE = dataclasses.replace(CONFIG, sample_size=16, block_out_channels=(24, 40), norm_num_groups=4)
+
+
+def run_with(threads, config):
+    """A forward pass, gradients, and three training steps."""
+    boot.set_num_threads(threads)
+    model = make_teacher(config).model
+    model.core.configure(thread_independent=True)
+    x, t = noise(5, size=config.sample_size), np.linspace(1.0, 900.0, 5)
+    labels = np.zeros(5, np.int64)
+    out = model.forward(x, t, labels)
+    trained = model.forward_train(x, t, labels, None)
+    model.backward(trained)
+    grads = model.core.grads.copy()
+    distiller = make(config, thread_independent=True, train_batch_size=9)
+    norms = np.array([distiller.step()["grad_norm"] for _ in range(3)])
+    return [out, trained, grads, norms, *weights_of(distiller)]
+
+
+@pytest.mark.parametrize("config", [CONFIG, WIDE], ids=["8x8", "16x16"])
+def test_the_number_of_threads_changes_no_bit(config):
+    first = run_with(COUNTS[0], config)
+    for threads in COUNTS[1:]:
+        assert_same(run_with(threads, config), first)
+
+
+def test_no_kernel_is_timed_where_the_choice_must_not_depend_on_time():
+    distiller = make(thread_independent=True)
+    distiller.step()
+    assert all(network.kernels == {} for network in distiller._networks().values())

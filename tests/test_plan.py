@@ -1,0 +1,235 @@
+"""The plan of a run: its bytes against what is held and resident, its limit, and its silence."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from models import (
+    CONFIG,
+    PLAIN,
+    assert_same,
+    make,
+    make_teacher,
+    noise,
+    pin_like,
+    save_teacher,
+    weights_of,
+)
+
+from boot.cli import main
+from boot.config import DistillConfig
+from boot.errors import ConfigError
+from boot.sizes import check_bytes, size_text
+
+WORKING = ("activations", "kernel scratch")
+
+
+def held(distiller):
+    """Bytes that the core holds for a run, counted by itself."""
+    cores = {id(net.core): net.core for net in distiller._networks().values()}
+    memory = [core.memory() for core in cores.values()]
+    return {
+        "weights": sum(m["weights"] for m in memory),
+        "grads": sum(m["grads"] for m in memory),
+        "arena": max(m["arena"] for m in memory),
+        "packed": sum(m["packed"] for m in memory),
+    }
+
+
+@pytest.mark.parametrize(
+    ("config", "settings"),
+    [
+        (CONFIG, {}),
+        (CONFIG, {"solver": "euler", "guidance_scale": 1.0, "ema_decay": 0.0}),
+        (PLAIN, {"boundary_weight": 0.0, "gradient_checkpointing": True}),
+        (CONFIG, {"thread_independent": True}),
+    ],
+)
+def test_planned_bytes_are_those_that_the_core_then_holds(config, settings):
+    teacher = make_teacher(config)
+    teacher.model.keep_packed(True)  # as for a small one that was loaded
+    distiller = make(teacher=teacher, **settings)
+    plan = distiller.plan(timed=False)
+    for _ in range(2):  # packed weights are kept from a plan's second run on
+        distiller.step()
+    parts, found = plan.parts, held(distiller)
+    weights = ("teacher weights", "student weights", "weight average")
+    assert found["weights"] == sum(parts.get(name, 0) for name in weights)
+    assert found["grads"] == parts["gradients"] == parts["moments of AdamW"] // 2
+    assert found["arena"] == sum(parts[name] for name in WORKING)
+    assert found["packed"] == parts["packed weights"] > 0
+    assert max(plan.working.values()) == found["arena"]
+    assert plan.peak_bytes == sum(parts.values())
+
+
+def test_planning_changes_nothing():
+    planned = make()
+    plan = planned.plan()
+    plain = make()
+    pin_like(plain, planned)
+    for distiller in (planned, plain):
+        for _ in range(2):
+            distiller.step()
+    assert_same(weights_of(planned), weights_of(plain))
+    assert set(plan.seconds) == {"losses", "backward", "update"}
+    assert plan.seconds_total == pytest.approx(plan.seconds_per_step * 40)
+    assert planned.plan(timed=False).seconds_per_step is None
+
+
+def test_a_plan_reads_as_a_table_and_as_json():
+    plan = make(memory_limit="1GB").plan()
+    text = repr(plan)
+    assert "peak memory of the run" in text and "time of 40 steps" in text
+    assert size_text(plan.peak_bytes) in text
+    assert plan._repr_html_().count("<tr>") == text.count("\n")
+    values = json.loads(json.dumps(plan.to_dict()))
+    assert values["memory_limit"] == 10**9 and values["peak_bytes"] == plan.peak_bytes
+
+
+RESIDENT = """
+import dataclasses, sys
+from models import PLAIN, make, make_teacher
+def resident(key):
+    lines = open("/proc/self/status").read().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(key))
+make().step()  # libraries, threads and heap are there
+before = resident("VmRSS")
+wide = dataclasses.replace(PLAIN, sample_size=32, block_out_channels=(32, 64))
+distiller = make(wide, train_batch_size=16)
+plan = distiller.plan(timed=False)
+for _ in range(2):
+    distiller.step()
+print(plan.peak_bytes, resident("VmHWM") - before)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs /proc")
+def test_the_planned_peak_is_the_resident_one_within_a_tenth():
+    done = subprocess.run(
+        [sys.executable, "-c", RESIDENT],
+        capture_output=True,
+        text=True,
+        cwd=Path(__file__).parent,
+    )
+    assert done.returncode == 0, done.stderr
+    planned, resident = map(int, done.stdout.split())
+    assert planned > 40 * 2**20
+    assert abs(resident / planned - 1) < 0.1, (planned, resident)
+
+
+# ------------------------------------------------------------------------------------ the limit
+
+
+def test_a_run_that_cannot_fit_is_refused_with_what_would_fit():
+    peak = make().plan(timed=False).peak_bytes
+    with pytest.raises(ConfigError, match=r"memory_limit: the run needs .* train_batch_size to \d"):
+        make(memory_limit=peak - 50_000, train_batch_size=24)
+    try:
+        make(memory_limit=peak, train_batch_size=24)
+    except ConfigError as problem:
+        fits = int(str(problem).split("train_batch_size to ")[1].split()[0])
+    assert 1 <= fits < 24
+    distiller = make(memory_limit=peak, train_batch_size=fits)
+    distiller.step()
+    planned = distiller.plan(timed=False)
+    assert planned.peak_bytes <= peak
+    assert held(distiller)["arena"] <= sum(planned.parts[name] for name in WORKING)
+
+
+def test_advice_names_every_setting_that_helps():
+    with pytest.raises(ConfigError, match=r"gradient_checkpointing to true.*ema_decay to 0"):
+        make(memory_limit=DEFAULT_PEAK() // 2, train_batch_size=64)
+    with pytest.raises(ConfigError, match="weights and optimiser alone"):
+        make(memory_limit=10_000)
+
+
+def DEFAULT_PEAK():
+    return make(train_batch_size=64).plan(timed=False).peak_bytes
+
+
+def test_the_core_itself_keeps_to_the_limit():
+    network = make_teacher(PLAIN).model
+    network.core.configure(memory_limit=200_000)
+    network.forward(noise(1), np.full(1, 500.0))
+    with pytest.raises(MemoryError, match="memory limit leaves"):
+        network.forward(noise(64), np.full(64, 500.0))
+    memory = network.core.memory()
+    assert 0 < memory["arena"] + memory["packed"] <= 200_000
+    network.core.configure(memory_limit=0)
+    network.forward(noise(64), np.full(64, 500.0))
+    assert network.core.memory()["arena"] > 200_000
+
+
+def test_sampling_keeps_to_the_limit_by_smaller_chunks(tmp_path):
+    network = make_teacher(PLAIN).model
+    x, t = noise(40), np.full(40, 500.0)
+    whole = network.forward(x, t)
+    one = network.core.plan(1, 8, 8, False, True)
+    limit = 6 * (one["activation_bytes"] + one["scratch_bytes"])
+    network = make_teacher(PLAIN).model
+    network.limit_memory(limit)
+    assert 1 < network.chunk_size(8, 8) < 40
+    np.testing.assert_allclose(network.forward(x, t), whole, atol=1e-5)
+    assert network.core.memory()["arena"] <= limit
+
+
+def run(network):
+    """Twice: packed weights are kept from a plan's second run on."""
+    for _ in range(2):
+        network.forward(noise(2), np.full(2, 500.0))
+
+
+def test_packs_of_kernels_that_are_gone_are_given_back():
+    network = make_teacher(PLAIN).model
+    network.keep_packed(True)
+    run(network)
+    network.pin_kernels(dict.fromkeys(network.kernels, "direct"))
+    run(network)  # oneDNN's layouts belong to one plan each
+    before = network.core.memory()["packed"]
+    network.core.configure(gradient_checkpointing=True)  # forgets the plans
+    between = network.core.memory()["packed"]
+    assert 0 < between < before
+    run(network)
+    assert network.core.memory()["packed"] == before
+    network.keep_packed(False)
+    assert network.core.memory()["packed"] == 0
+
+
+# ---------------------------------------------------------------------- the command, and sizes
+
+
+def test_the_command_prints_the_plan(tmp_path, capsys):
+    teacher = save_teacher(tmp_path / "teacher")
+    flags = ["--train-batch-size", "6", "--memory-limit", "1GB"]
+    assert main(["plan", str(teacher), *flags, "--json", "--quiet"]) == 0
+    values = json.loads(capsys.readouterr().out)
+    assert values["train_batch_size"] == 6 and values["seconds_per_step"] > 0
+    assert main(["plan", str(teacher), "--memory-limit", "20KB", "--quiet"]) == 1
+    assert "memory_limit" in capsys.readouterr().err
+    assert main(["plan", str(teacher), "--memory-limit", "2 PB", "--quiet"]) == 2
+    assert "bytes or text like '2GB'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("given", "bytes_"),
+    [(5, 5), ("7", 7), ("2GB", 2 * 10**9), ("1.5 kib", 1536), ("512MiB", 2**29)],
+)
+def test_sizes_are_numbers_or_text(given, bytes_):
+    assert check_bytes("memory_limit", given) == bytes_
+    assert DistillConfig(memory_limit=given).memory_limit == bytes_
+
+
+@pytest.mark.parametrize("given", ["", "GB", "-1GB", "1 TB", "1e9", "2G B", "0.1", 0, -5, "9" * 16])
+def test_other_sizes_are_refused(given):
+    with pytest.raises(ConfigError, match="memory_limit"):
+        check_bytes("memory_limit", given)
+
+
+def test_sizes_as_text():
+    texts = [size_text(n) for n in (0, 1023, 1024, 1536 * 1024, 5 * 2**30)]
+    assert texts == ["0 bytes", "1023 bytes", "1.00 KiB", "1.50 MiB", "5.00 GiB"]
