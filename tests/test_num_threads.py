@@ -120,27 +120,32 @@ def test_a_new_process_uses_the_default_or_what_the_user_says(monkeypatch):
 WIDE = dataclasses.replace(CONFIG, sample_size=16, block_out_channels=(24, 40), norm_num_groups=4)
 
 
-def run_with(threads, config):
+def run_with(threads, config, packed):
     """A forward pass, gradients, and three training steps."""
     boot.set_num_threads(threads)
     model = make_teacher(config).model
-    model.core.configure(thread_independent=True)
+    model.core.configure(thread_independent=True, keep_packed=packed)
     x, t = noise(5, size=config.sample_size), np.linspace(1.0, 900.0, 5)
     labels = np.zeros(5, np.int64)
     out = model.forward(x, t, labels)
     trained = model.forward_train(x, t, labels, None)
     model.backward(trained)
     grads = model.core.grads.copy()
-    distiller = make(config, thread_independent=True, train_batch_size=9)
+    teacher = make_teacher(config)
+    teacher.model.keep_packed(packed)  # small networks that are loaded do: then they run in shards
+    distiller = make(teacher=teacher, thread_independent=True, train_batch_size=9)
+    for student in (distiller._training, distiller._average):
+        student.model.keep_packed(packed)
     norms = np.array([distiller.step()["grad_norm"] for _ in range(3)])
     return [out, trained, grads, norms, *weights_of(distiller)]
 
 
+@pytest.mark.parametrize("packed", [False, True], ids=["whole", "shards"])
 @pytest.mark.parametrize("config", [CONFIG, WIDE], ids=["8x8", "16x16"])
-def test_the_number_of_threads_changes_no_bit(config):
-    first = run_with(COUNTS[0], config)
+def test_the_number_of_threads_changes_no_bit(config, packed):
+    first = run_with(COUNTS[0], config, packed)
     for threads in COUNTS[1:]:
-        assert_same(run_with(threads, config), first)
+        assert_same(run_with(threads, config, packed), first)
 
 
 def test_no_kernel_is_timed_where_the_choice_must_not_depend_on_time():

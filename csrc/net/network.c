@@ -8,7 +8,7 @@
 #include "net/pack_count.h"
 #include "ops/conv2d.h"
 
-enum { MAX_PLANS = 12, MAX_SHARDS = 256 };
+enum { MAX_PLANS = 12, MAX_SHARDS = 256, FIXED_SHARDS = 4 };
 
 typedef struct {
     boot_shards shards;
@@ -172,8 +172,10 @@ static cached_plan *place_for_plan(boot_network *network) {
    share those, while a large one would read or pack all its weights once per shard. */
 static int shards_for(const boot_network *network, int64_t n) {
     const int threads = omp_get_max_threads();
-    const bool cut = network->keep_packed && !network->thread_independent;
-    return cut && n >= threads && threads <= MAX_SHARDS ? threads : 1;
+    /* Gradients are summed over shards: their number must not follow that of the threads then. Four
+       keep up to four threads busy. */
+    const int shards = network->thread_independent ? FIXED_SHARDS : threads;
+    return network->keep_packed && n >= shards && shards <= MAX_SHARDS ? shards : 1;
 }
 
 static int build(boot_graph *graph, const void *config, int64_t n, int64_t height, int64_t width) {

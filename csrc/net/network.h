@@ -45,8 +45,8 @@ void boot_network_weights_changed(boot_network *network);
    bits, less memory, more time. */
 void boot_network_gradient_checkpointing(boot_network *network, bool on);
 
-/* Kernels by rule, one shard, and sums that do not depend on the number of threads: the same bits
-   for any number. Off at first. */
+/* Kernels by rule, a fixed number of shards, and sums that do not depend on the number of threads:
+   the same bits for any number. Off at first. */
 void boot_network_thread_independent(boot_network *network, bool on);
 
 /* The most bytes that working memory, packed weights and kernel timing may take, together with

@@ -102,7 +102,8 @@ static boot_status run_all(const boot_shards *shards, const boot_shards_run *run
     char message[512] = "";
     if (shards->count == 1)
         return output ? forward_one(shards, run, 0, output) : backward_one(shards, run, 0, doutput);
-#pragma omp parallel num_threads(shards->count)
+    const int threads = omp_get_max_threads();
+#pragma omp parallel num_threads(threads < shards->count ? threads : shards->count)
     {
         omp_set_num_threads(1);
 #pragma omp for schedule(static, 1)
