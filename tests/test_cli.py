@@ -232,7 +232,7 @@ def test_info_tells_students_from_teachers(folders, capsys):
         (("distill", "{teacher}", "--output-dir", "{new}", "--learning-rate", "-1"),
          "learning_rate must be finite and > 0"),
         (("distill", "{teacher}", "--output-dir", "{new}", "--solver", "rk4"),
-         "solver must be one of 'heun', 'euler'; got 'rk4'"),
+         "solver must be one of 'heun', 'midpoint', 'euler'; got 'rk4'"),
         (("distill", "{new}", "--output-dir", "{new}"), "there is no folder"),
         (("distill", "{teacher}", "--output-dir", "{teacher}"), "must be a new or empty folder"),
         (("distill", "{teacher}", "--output-dir", "{file}"), "is a file"),
