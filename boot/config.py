@@ -386,10 +386,7 @@ class DistillConfig:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> DistillConfig:
-        """Read settings from a JSON file; missing ones take their defaults.
-
-        Raises FormatError for malformed JSON and ConfigError, naming the file, for bad settings.
-        """
+        """Read settings from a JSON file, defaults for the rest; FormatError, ConfigError."""
         where: Path = check_path("path", path)
         try:
             return cls.from_dict(read_json_object(where))

@@ -111,7 +111,7 @@ class Distiller:
             _core.set_num_threads(self.config.num_threads)
         self._settle()
         self._busy = threading.Lock()
-        check_fixed(self.config, teacher.model)
+        check_fixed(self.config, self._start)
         self._make_networks()
         enforce_limit(self)
         self._origin = resolve_resume(self.config.resume_from_checkpoint, self.output_dir)
