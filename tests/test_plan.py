@@ -60,7 +60,7 @@ def test_planned_bytes_are_those_that_the_core_then_holds(config, settings):
     parts, found = plan.parts, held(distiller)
     weights = ("teacher weights", "student weights", "weight average")
     assert found["weights"] == sum(parts.get(name, 0) for name in weights)
-    assert found["grads"] == parts["gradients"] == parts["moments of AdamW"] // 2
+    assert found["grads"] == parts["gradients"] >= parts["moments of AdamW"] // 2
     assert found["arena"] == sum(parts[name] for name in WORKING)
     assert found["packed"] == parts["packed weights"] > 0
     assert max(plan.working.values()) == found["arena"]
@@ -143,13 +143,17 @@ def test_a_run_that_cannot_fit_is_refused_with_what_would_fit():
 
 def test_advice_names_every_setting_that_helps():
     with pytest.raises(ConfigError, match=r"gradient_checkpointing to true.*ema_decay to 0"):
-        make(memory_limit=DEFAULT_PEAK() // 2, train_batch_size=64)
+        make(memory_limit=unpacked_peak() - 50_000, train_batch_size=64)
     with pytest.raises(ConfigError, match="weights and optimiser alone"):
         make(memory_limit=10_000)
 
 
-def DEFAULT_PEAK():
-    return make(train_batch_size=64).plan(timed=False).peak_bytes
+def unpacked_peak():
+    """Without packed weights, which a limit gives up before anything else."""
+    distiller = make(train_batch_size=64)
+    for network in distiller._networks().values():
+        network.keep_packed(False)
+    return distiller.plan(timed=False).peak_bytes
 
 
 def test_the_core_itself_keeps_to_the_limit():
