@@ -52,6 +52,7 @@ def run(distiller: Distiller, callbacks: Iterable[Callback]) -> History:
                 remove_leftovers(kind)
             distiller.config.save(folder / RUN_CONFIG_FILE)
         history, failed = _train(distiller, callbacks, guard)
+        _record_kernels(distiller)  # measurements and sample grids have chosen more
         if folder is not None and not history.interrupted:
             distiller.student.save_pretrained(folder, overwrite=True)
     if failed is not None:
