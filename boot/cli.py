@@ -97,7 +97,7 @@ def build_parser() -> Parser:
         sub.set_defaults(command=run)
         return sub
 
-    _add_distill(add("distill", distill, "distil a diffusers teacher into a one-step student"))
+    _add_run(add("distill", distill, "distil a diffusers teacher into a one-step student"))
     _add_plan(add("plan", plan, "say how much memory and time a distillation will take"))
     _add_sample(add("sample", sample, "generate images with a student or a teacher"))
     _add_evaluate(add("evaluate", evaluate, "compare a student with its teacher and real images"))
@@ -115,7 +115,8 @@ def build_parser() -> Parser:
     return parser
 
 
-def _add_distill(parser: Parser) -> None:
+def _add_run(parser: Parser) -> None:
+    """What describes a run: the same for distill, plan and check."""
     parser.add_argument("teacher", metavar="TEACHER", help="diffusers pipeline folder")
     parser.add_argument("--config", metavar="FILE", help="JSON file of settings; flags go first")
     parser.add_argument(
@@ -125,9 +126,8 @@ def _add_distill(parser: Parser) -> None:
 
 
 def _add_plan(parser: Parser) -> None:
-    parser.add_argument("teacher", metavar="TEACHER", help="diffusers pipeline folder")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
-    add_config_flags(parser)
+    _add_run(parser)
 
 
 def _add_sample(parser: Parser) -> None:
@@ -169,13 +169,11 @@ def _add_evaluate(parser: Parser) -> None:
 
 
 def _add_check(parser: Parser) -> None:
-    parser.add_argument("teacher", metavar="TEACHER", help="diffusers pipeline folder")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
-    parser.add_argument("--config", metavar="FILE", help="JSON file of settings; flags go first")
     parser.add_argument(
         "--class-labels", type=_integers, metavar="0,1,2", help="labels the student is wanted for"
     )
-    add_config_flags(parser)
+    _add_run(parser)
 
 
 def _add_info(parser: Parser) -> None:
@@ -239,11 +237,9 @@ def plan(arguments: argparse.Namespace) -> int:
     """Run `boot plan`: what `boot distill` with these settings would take."""
     from boot.distiller import Distiller
 
-    values = {**config_values(arguments), "output_dir": None, "resume_from_checkpoint": None}
-    values["checkpointing_steps"] = (
-        0  # with a folder, as `boot distill` has one, they take no memory
-    )
-    planned = Distiller(arguments.teacher, **values).plan()
+    config = _config(arguments).replace(output_dir=None, resume_from_checkpoint=None)
+    # With a folder, as `boot distill` has one, checkpoints take no memory.
+    planned = Distiller(arguments.teacher, config.replace(checkpointing_steps=0)).plan()
     print(json.dumps(planned.to_dict()) if arguments.json else repr(planned))
     return 0
 

@@ -63,8 +63,8 @@ class DistillConfig:
     learning_rate: float | None = setting(
         None,
         float,
-        "peak learning rate of AdamW; None: 2e-3 for networks up to one million parameters, "
-        "beyond that divided by the square root of the size in millions (35.7 M: 3.3e-4)",
+        "peak learning rate of AdamW; None: 2e-3 for networks up to 0.7 million parameters, "
+        "beyond that falling with one over the size, down to 2e-4",
         lo=0,
         hi=1,
         above=True,

@@ -6,8 +6,9 @@ import math
 
 LR_SCHEDULERS = ("hold_then_linear", "constant", "linear", "cosine")
 HOLD_FRACTION = 0.6  # "hold_then_linear" keeps the peak rate up to this part of the run
-TINY_NETWORK = 1_000_000  # parameters; up to here the auto rate is AUTO_LEARNING_RATE
+TINY_NETWORK = 700_000  # parameters; up to here the auto rate is AUTO_LEARNING_RATE
 AUTO_LEARNING_RATE = 2e-3
+LEAST_LEARNING_RATE = 2e-4  # of the auto rate: DDPM's own for 35.7 M parameters
 
 
 def course(scheduler: str, step: int, total: int, warmup: int) -> float:
@@ -33,7 +34,9 @@ def course(scheduler: str, step: int, total: int, warmup: int) -> float:
 def auto_learning_rate(num_parameters: int) -> float:
     """Return the peak learning rate used when none is given.
 
-    2e-3 was best for the 0.7 M-parameter network it was measured on; larger networks need less,
-    and 1/sqrt(size) gives 3.3e-4 for a 35.7 M one, near the 2e-4 that DDPM was trained with.
+    Falls with one over the size from 2e-3 at 0.7 M parameters to 2e-4 at 7 M. Measured: the 0.7 M
+    digits teacher has a Fréchet distance of 0.33 after 1,000 steps at 2e-3 and 0.35 at 1e-3, the
+    1.86 M fashion teacher 1.44 after 640 steps at 7e-4 and 1.65 at 1.5e-3.
     """
-    return AUTO_LEARNING_RATE * min(1.0, math.sqrt(TINY_NETWORK / num_parameters))
+    rate = AUTO_LEARNING_RATE * TINY_NETWORK / num_parameters
+    return min(max(rate, LEAST_LEARNING_RATE), AUTO_LEARNING_RATE)

@@ -1,7 +1,6 @@
 """The run's settings: defaults, limits, round trips, hints, and the learning-rate course."""
 
 import dataclasses
-import math
 
 import numpy as np
 import pytest
@@ -193,5 +192,5 @@ def test_no_warm_up_starts_at_the_peak():
 
 def test_auto_learning_rate_shrinks_with_the_network():
     assert auto_learning_rate(700_000) == 2e-3
-    assert auto_learning_rate(4_000_000) == pytest.approx(1e-3)
-    assert auto_learning_rate(35_746_307) == pytest.approx(2e-3 / math.sqrt(35.746307))
+    assert auto_learning_rate(1_856_833) == pytest.approx(7.54e-4, rel=1e-3)
+    assert auto_learning_rate(35_746_307) == 2e-4
