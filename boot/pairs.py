@@ -18,7 +18,6 @@ from numpy.typing import NDArray
 from boot.callbacks import Callback, Control, TrainState
 from boot.config import DistillConfig
 from boot.evaluation import teacher_signals
-from boot.images import save_grid
 from boot.metrics import paired_rmse
 from boot.network import Images
 from boot.schedule import Float64
@@ -99,6 +98,8 @@ class PairedError(Callback):
         """Draw the teacher's images for the noise of the sample grids, once per folder."""
         if self._folder is None or not config.sample_steps:
             return
+        from boot.images import save_grid  # Pillow: only where something is drawn
+
         path = self._folder / TEACHER_PICTURE
         if not path.exists():
             pairs = Pairs(kwargs["distiller"], config.num_sample_images)
