@@ -26,11 +26,13 @@ PRESETS: dict[str, Preset] = {
     "fast": Preset(
         {"max_train_steps": 1000},
         "a first look",
-        "digits teacher: Fréchet distance 0.33, recall 0.68, class accuracy 1.00",
+        "digits teacher: Fréchet distance 0.33, recall 0.71, class accuracy 1.00",
     ),
     "default": Preset({}, "the defaults of DistillConfig", "not measured yet"),
     "quality": Preset(
-        {"max_train_steps": 4500}, "the best images for the time", "not measured yet"
+        {"max_train_steps": 4000, "ema_decay": 0.999},
+        "the best images for the time",
+        "digits teacher: Fréchet distance 0.27, recall 0.75, class accuracy 1.00",
     ),
 }
 

@@ -114,7 +114,7 @@ CALLS = [
     (lambda: FREE.sample(2, num_inference_steps=1001), ValueError, r"1 \.\.\. 1000 for t_start 1"),
     (lambda: FREE.sample(2, num_inference_steps=9, t_start=0.008), ValueError, r"1 \.\.\. 8"),
     (lambda: FREE.sample(2, num_inference_steps=2.5), TypeError, "num_inference_steps must be an"),
-    (lambda: FREE.sample(2, sampler="dpm"), ValueError, "sampler must be one of 'ddim', 'heun'"),
+    (lambda: FREE.sample(2, sampler="dpmm"), ValueError, "sampler must be one of 'ddim'"),
     (lambda: FREE.sample(2, sampler=1), TypeError, "sampler must be a string"),
     (lambda: FREE.sample(2, t_start=0), ValueError, "t_start must be finite and > 0"),
     (lambda: FREE.sample(2, t_start=1.5), ValueError, "t_start must be finite and .*<= 1"),

@@ -38,7 +38,8 @@ def bad_values(option):
     """(value, error, pattern) of everything an option must refuse."""
     name = option.name
     wrong = {int: [1.5, "1", True, [1]], float: ["0.5", True, [0.5]], bool: [1, 0, "yes"]}
-    for value in wrong.get(option.kind, [1, True, ["x"]]):
+    texts = [1.5, True, [1]] if option.unit == "bytes" else wrong.get(option.kind)  # "1" is a size
+    for value in texts or [1, True, ["x"]]:
         yield value, TypeError, rf"^{name} must be "
     yield NOTHING_LIKE_IT, TypeError, rf"^{name} must be .*object"
     if not option.optional:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from models import CONFIG, PLAIN, make, make_teacher, noise
 
-from boot.distiller import Distiller
+from boot.distiller import Distiller, Draw
 from boot.errors import ConfigError
 from boot.evaluation import teacher_signals
 from boot.guidance import Clip, Guidance, dynamic_threshold, guided_output, rescaled
@@ -139,7 +139,7 @@ def test_the_run_and_its_evaluation_use_the_guidance_of_the_settings():
     student, teacher = distiller.student, distiller.teacher
     eps, labels = student.inputs(3)
     times, found = teacher_signals(student, teacher, eps, labels, delta=0.4)
-    y = distiller._f(eps, np.full(3, times[0]), labels, None)
+    y = distiller._f(eps, np.full(3, times[0]), Draw(eps, labels, np.full(3, times[0]), None))
     np.testing.assert_allclose(found[0], y, atol=1e-6)
     chosen = student.with_guidance(3.0)
     assert teaching_of(chosen.info, teacher) == (expected, distiller._clip)
