@@ -315,9 +315,9 @@ def enforce_limit(distiller: Distiller) -> None:
         return
     calls, arrays = _trace(distiller)
     parts, _ = _bytes(distiller, calls, arrays, estimate=True)
-    if sum(parts.values()) > limit >= sum(parts.values()) - parts["packed weights"]:
+    if sum(parts.values()) > limit:
         for network in networks:
-            network.keep_packed(False)  # slower, but it fits
+            network.keep_packed(False)  # slower, but smaller; what is advised then counts on it
         parts, _ = _bytes(distiller, calls, arrays, estimate=True)
     if sum(parts.values()) > limit:
         raise ConfigError(_too_large(distiller, calls, arrays, sum(parts.values()), limit))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 # The sanitizers keep freed memory and own the allocator: figures of memory mean nothing there.
@@ -21,6 +22,7 @@ def run_python(*arguments: str, timeout: float = 300, **environment: str) -> Any
             "OMP_NUM_THREADS": "1",
             **environment,
         },
+        cwd=Path(__file__).parent,  # not the checkout, whose own package has no core
         capture_output=True,
         text=True,
         timeout=timeout,
