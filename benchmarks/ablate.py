@@ -49,6 +49,7 @@ VARIANTS: dict[str, tuple[str, dict[str, Any], type[Student] | None]] = {
     "t progressive": ("t distribution", {"t_distribution": "progressive"}, None),
     "guidance drawn from 1 ... 2": ("guidance", {"guidance_scale_max": 2.0}, None),
     "rollout": ("correction", {"correction": "rollout"}, None),
+    "distribution": ("correction", {"correction": "distribution"}, None),
 }
 METRICS = ("frechet_distance", "recall", "paired_rmse")
 NUM_IMAGES, NUM_PAIRED, EVALUATION_SEED = 2000, 256, 1234
@@ -58,10 +59,13 @@ def step_cost(config: DistillConfig, guided: bool) -> float:
     """Return the network passes of a training step, per sample: a backward pass counts as two."""
     calls = config.teacher_substeps * (1 if config.solver == "euler" else 2)
     ends = config.boundary_fraction if config.boundary_weight > 0 else 0.0
-    follow = config.correction_fraction * config.correction_steps
-    follow = follow if config.correction == "rollout" else 0.0
+    follow = judged = 0.0
+    if config.correction == "rollout":
+        follow = (config.correction_fraction or 0.125) * config.correction_steps
+    if config.correction == "distribution":  # student 1 + 3, teacher 1, critic 3, on average
+        judged = 8.0 * (config.correction_fraction or 0.5) * (1.0 - config.correction_start)
     teacher = (2.0 if guided else 1.0) * (calls * (1.0 + follow) + ends)
-    return 1.0 + 3.0 * (1.0 + ends + follow) + teacher
+    return 1.0 + 3.0 * (1.0 + ends + follow) + teacher + judged
 
 
 def train(teacher: Teacher, name: str, steps: int, seed: int) -> tuple[Distiller, int]:

@@ -37,7 +37,7 @@ class TrainState:
     seen. skipped: steps without an update because a number was not finite. bad_in_a_row: such steps
     since the last good one. bad_steps: the numbers of those among the last 1,000 steps, since the
     last roll-back. rollbacks: returns to an earlier state because of them. rate_factor: what the
-    learning rate is multiplied by since.
+    learning rate is multiplied by since. critic_updates: those of the critic's weights, if any.
     """
 
     step: int = 0
@@ -47,6 +47,7 @@ class TrainState:
     bad_steps: list[int] = dataclasses.field(default_factory=list)
     rollbacks: int = 0
     rate_factor: float = 1.0
+    critic_updates: int = 0
 
 
 @dataclasses.dataclass

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from boot import choices
 from boot.errors import (
     SEED_MAX,
     ConfigError,
@@ -26,24 +27,6 @@ from boot.learning_rate import LR_SCHEDULERS, course
 from boot.options import Option, checked, setting, string_keys
 
 RUN_CONFIG_FILE = "distill_config.json"  # in the output_dir
-SOLVERS = ("heun", "midpoint", "euler")
-DELTA_SCHEDULES = ("constant", "linear")
-T_DISTRIBUTIONS = ("uniform", "progressive")
-CORRECTIONS = ("none", "rollout")
-LOSSES = ("l2", "pseudo_huber")
-LOSS_WEIGHTS = (
-    "inverse_c2",
-    "inverse_c",
-    "uniform",
-    "truncated_snr",
-    "snr_plus_one",
-    "min_snr_gamma",
-)
-REPORTERS = ("jsonl", "tensorboard", "none")
-
-AUTO_GUIDANCE_SCALE = 1.5  # for a class-conditional teacher when guidance_scale is None
-AUTO_T_MAX = 0.98  # t_max=None: the largest t up to this one ...
-AUTO_ALPHA_FLOOR = 0.039  # ... with alpha_t at least this, if the teacher predicts epsilon
 
 
 @dataclass(frozen=True)
@@ -149,7 +132,7 @@ class DistillConfig:
         "constant",
         str,
         "course of delta over the run; linear: from delta_start to delta",
-        choices=DELTA_SCHEDULES,
+        choices=choices.DELTA_SCHEDULES,
     )
     delta_start: float = setting(
         0.16, float, "delta at the first step if delta_schedule is linear", lo=0, hi=1, above=True
@@ -158,7 +141,7 @@ class DistillConfig:
         "heun",
         str,
         "solver of the target: heun, midpoint (two teacher calls each) or euler (one)",
-        choices=SOLVERS,
+        choices=choices.SOLVERS,
     )
     teacher_substeps: int = setting(
         1, int, "steps that the solver takes inside one delta", lo=1, hi=64
@@ -168,7 +151,7 @@ class DistillConfig:
         str,
         "distance between student and target: l2 (mean square), or pseudo_huber: "
         "sqrt(mean square + huber_c^2) - huber_c",
-        choices=LOSSES,
+        choices=choices.LOSSES,
     )
     huber_c: float = setting(
         0.03,
@@ -183,7 +166,7 @@ class DistillConfig:
         str,
         "weight of a sample, by its step coefficient C: 1/C^2, 1/C or 1; or by the "
         "signal-to-noise ratio at s: max(SNR, 1), SNR + 1, min(SNR, snr_gamma)",
-        choices=LOSS_WEIGHTS,
+        choices=choices.LOSS_WEIGHTS,
     )
     snr_gamma: float = setting(
         5.0, float, "largest weight of loss_weight min_snr_gamma", lo=0, above=True
@@ -197,16 +180,34 @@ class DistillConfig:
     correction: str = setting(
         "none",
         str,
-        "rollout: for a part of the batch, follow the teacher's ODE from the student's own signal "
-        "for several steps more, and train the student at all of them",
-        choices=CORRECTIONS,
+        "distribution: a second network learns what the student's images look like, and pulls them "
+        "to where the teacher wants them; rollout: follow the teacher's ODE from the student's own "
+        "signal for several steps more, and train the student at all of them",
+        choices=choices.CORRECTIONS,
     )
-    correction_fraction: float = setting(
-        0.125, float, "part of the batch that is followed", lo=0, hi=1, above=True
+    correction_fraction: float | None = setting(
+        None, float, "part of the batch corrected; None: 0.5, rollout 0.125", lo=0, hi=1, above=True
     )
-    correction_steps: int = setting(4, int, "steps of delta that it is followed for", lo=1, hi=1000)
-    correction_weight: float = setting(
-        1.0, float, "weight of a followed sample, beside loss_weight", lo=0
+    correction_weight: float | None = setting(
+        None, float, "weight of a corrected sample; None: 0.1, for rollout 1", lo=0
+    )
+    correction_start: float = setting(
+        0.6, float, "part of the run before correction distribution", lo=0, hi=1, below=True
+    )
+    correction_guidance_scale: float = setting(
+        1.0, float, "guidance scale of the teacher in correction distribution", lo=0, hi=100
+    )
+    correction_learning_rate: float | None = setting(
+        None,
+        float,
+        "learning rate of the second network of correction distribution; None: a quarter of "
+        "learning_rate",
+        lo=0,
+        hi=1,
+        above=True,
+    )
+    correction_steps: int = setting(
+        4, int, "steps of delta that correction rollout follows", lo=1, hi=1000
     )
 
     # ----------------------------------------------------------------------------------------- time
@@ -232,17 +233,11 @@ class DistillConfig:
     t_distribution: str = setting(
         "uniform",
         str,
-        "times that are trained: uniform, or progressive: from t_max downwards, a range that grows "
-        "to the whole one",
-        choices=T_DISTRIBUTIONS,
+        "times that are trained: uniform, or progressive: a range that grows from t_max downwards",
+        choices=choices.T_DISTRIBUTIONS,
     )
     progressive_fraction: float = setting(
-        0.5,
-        float,
-        "part of the run after which the range of a progressive t_distribution is whole",
-        lo=0,
-        hi=1,
-        above=True,
+        0.5, float, "part of the run until a progressive range is whole", lo=0, hi=1, above=True
     )
 
     # ------------------------------------------------------------------------- the teacher's signal
@@ -260,14 +255,14 @@ class DistillConfig:
     thresholding: bool | None = setting(
         None,
         bool,
-        "threshold the teacher's signal dynamically, image by image, instead of clipping; None: as "
-        "the teacher's scheduler config says",
+        "threshold the teacher's signal image by image instead of clipping; None: as its scheduler "
+        "config says",
     )
     dynamic_thresholding_ratio: float | None = setting(
         None,
         float,
-        "part of an image's numbers that dynamic thresholding leaves within its bound; None: as "
-        "the teacher's scheduler config says",
+        "part of an image's numbers that thresholding leaves within its bound; None: as the "
+        "teacher's scheduler config says",
         lo=0,
         hi=1,
     )
@@ -285,9 +280,7 @@ class DistillConfig:
         None, int, "CPU threads; None: as OMP_NUM_THREADS or the machine says", lo=1, hi=4096
     )
     thread_independent: bool = setting(
-        False,
-        bool,
-        "the same bits for any number of threads: kernels by rule instead of by timing",
+        False, bool, "the same bits for any number of threads: kernels by rule instead of by timing"
     )
     gradient_checkpointing: bool = setting(
         False,
@@ -326,7 +319,7 @@ class DistillConfig:
         True, bool, "ask the teacher a few questions before the first step: is it what it says?"
     )
     report_to: str = setting(
-        "jsonl", str, "where the numbers of each logged step go", choices=REPORTERS
+        "jsonl", str, "where the numbers of each logged step go", choices=choices.REPORTERS
     )
 
     def __post_init__(self) -> None:

@@ -20,46 +20,35 @@ from boot.check import CheckReport, check
 from boot.checkpoint import resolve_resume
 from boot.config import DistillConfig
 from boot.correction import Advance, Aims
+from boot.critic import Critic, Pull
+from boot.draws import Draw, draw_step
 from boot.errors import ConfigError, check_computed, check_int, shown, type_name
 from boot.evaluation import evaluate_student
 from boot.fit import run
 from boot.htmlparts import facts_table
 from boot.inputs import drawn_labels
 from boot.network import Images, Network
-from boot.noise import Stream, choice, normal, uniform
 from boot.plan import RunPlan, check_fixed, enforce_limit, make_plan
 from boot.presets import preset_config
-from boot.resolve import clip_for, drawn_scales, guidance_for, open_output, resolve_config
+from boot.resolve import clip_for, guidance_for, open_output, resolve_config
 from boot.schedule import Float64
 from boot.signal_ode import diffuse, substeps
 from boot.student import Student
 from boot.student_info import StudentInfo
 from boot.student_init import starting_network
-from boot.targets import delta, distance, lowest_time, weights
+from boot.targets import delta, distance, weights
 from boot.teacher import Teacher
 
 
-class Draw(NamedTuple):
-    """The random part of one step.
-
-    eps: (B,C,H,W); labels: (B,) or None; t: (B,) times; w: (B,) guidance scales or None.
-    """
-
-    eps: Images
-    labels: NDArray[np.int64] | None
-    t: Float64
-    w: Float64 | None
-
-    def take(self, rows: NDArray[np.int64]) -> Draw:
-        """Return the samples at some rows, in that order."""
-        return Draw._make(None if a is None else a[rows] for a in self)
-
-
 class Losses(NamedTuple):
-    """The two terms of the loss, and its gradient with respect to the student's output."""
+    """The terms of the loss, and its gradient with respect to the student's output.
+
+    critic: the critic's own loss; None in steps without one.
+    """
 
     bootstrap: float
     boundary: float
+    critic: float | None
     gradient: Images
 
 
@@ -133,7 +122,7 @@ class Distiller:
         with_boundary = config.boundary_weight > 0 and config.boundary_fraction > 0
         rows = max(1, round(config.train_batch_size * config.boundary_fraction))
         self._boundary_rows = rows if with_boundary else 0
-        rows = max(1, round(config.train_batch_size * config.correction_fraction))
+        rows = max(1, round(config.train_batch_size * (config.correction_fraction or 0.0)))
         self._rollout_rows = rows if config.correction == "rollout" else 0
 
     def _make_networks(self) -> None:
@@ -147,9 +136,13 @@ class Distiller:
         self._average = self._training
         if self.config.ema_decay > 0:
             self._average = Student.from_teacher(self.teacher, info, self._start)
-        # These three run in turn, so one working memory serves them all.
-        for student in (self._training, self._average):
-            student.model.share_arena(self._start)
+        with_critic = self.config.correction == "distribution"
+        critic = Critic(self.config, self.teacher, self._start, self._clip) if with_critic else None
+        self._critic = critic
+        # They run in turn, so one working memory serves them all.
+        for network in self._networks().values():
+            if network is not self._start:
+                network.share_arena(self._start)
         for network in self._networks().values():
             network.core.configure(thread_independent=self.config.thread_independent)
         self._training.model.core.configure(
@@ -159,7 +152,6 @@ class Distiller:
         self._v = np.zeros_like(self._training.model.weights)
 
     def __repr__(self) -> str:
-        """Show the teacher and how far the run is."""
         return f"Distiller({self.teacher!r}, step {self.state.step}/{self.config.max_train_steps})"
 
     def _repr_html_(self) -> str:
@@ -170,7 +162,7 @@ class Distiller:
 
     # ------------------------------------------------------------------------------ the method
 
-    def _loss_and_gradient(self, draw: Draw) -> Losses:
+    def _loss_and_gradient(self, draw: Draw, corrected: bool | None = None) -> Losses:
         """Compute the BOOT loss of one batch, and its gradient with respect to y.
 
             y* = y_t + C (f - y_t)        f = teacher(alpha_t y_t + sigma_t eps, t)   (or Heun)
@@ -178,16 +170,23 @@ class Distiller:
 
         Only y(eps, s) and y(eps, t_max) are differentiated. The boundary term takes the first rows
         of the batch again at t_max, and a correction follows the first rows further (see
-        `correction`): both ride along in the calls that are made anyway.
+        `correction`) or judges their images (see `critic`): all ride along in the calls that are
+        made anyway. corrected: whether there is a critic in this step; None: as the step says.
         """
         config, student = self.config, self._training
-        eps, c, t, w = draw
+        eps, t = draw.eps, draw.t
         delta = self._delta()
         s = np.maximum(t - delta, self._t_min)
         size, ends = len(eps), np.arange(self._boundary_rows)
         t_end = np.full(len(ends), self._t_max)
 
-        y_t = check_computed("the student's signal y(eps, t)", student.signal(eps, t, c, w))
+        judged = np.arange(self._judged_rows(corrected))
+        t_image = np.full(len(judged), self._t_min)
+        first = draw.take(_join(np.arange(size), judged))
+        y_t = student.signal(first.eps, _join(t, t_image), first.labels, first.w)
+        check_computed("the student's signal y(eps, t)", y_t)
+        y_t, images = y_t[:size], y_t[size:]
+        pull = self._judge(images, draw.take(judged))
         x_t = diffuse(self._schedule, y_t, eps, t)
         x_end = self._schedule.start(eps[ends], self._t_max)
         rows = _join(np.arange(size), ends)
@@ -198,15 +197,30 @@ class Distiller:
             steps = config.correction_steps
             aims = aims.rollout(self._rollout_rows, steps, delta, self._t_min, self._go_on(draw))
 
-        asked = draw.take(_join(aims.rows, ends))
-        y = student.signal_train(asked.eps, _join(aims.s, t_end), asked.labels, asked.w)
+        asked = draw.take(_join(aims.rows, ends, judged))
+        times = _join(aims.s, t_end, t_image)
+        y = student.signal_train(asked.eps, times, asked.labels, asked.w)
         omega = weights(config, self._schedule, aims.t, aims.s)
-        omega[size:] *= config.correction_weight * (aims.s < aims.t)[size:]
+        omega[size:] *= (config.correction_weight or 0.0) * (aims.s < aims.t)[size:]
         beta = np.full(len(ends), config.boundary_weight)
-        split = len(aims.rows)
-        bootstrap, dy = distance(config, y[:split], aims.target, omega / size)
-        boundary, dy_end = distance(config, y[split:], f_end, beta / max(len(ends), 1))
-        return Losses(bootstrap, boundary, _join(dy, dy_end))
+        y, y_end, _ = np.split(y, np.cumsum([len(aims.rows), len(ends)]))
+        bootstrap, dy = distance(config, y, aims.target, omega / size)
+        boundary, dy_end = distance(config, y_end, f_end, beta / max(len(ends), 1))
+        return Losses(bootstrap, boundary, pull.loss, _join(dy, dy_end, pull.gradient))
+
+    def _judged_rows(self, corrected: bool | None) -> int:
+        """How many images of the student the critic sees in this step."""
+        if self._critic is None:
+            return 0
+        now = self._critic.starts(self.state.step) if corrected is None else corrected
+        return self._critic.rows if now else 0
+
+    def _judge(self, images: Images, draw: Draw) -> Pull:
+        """What the critic says about images, if there are any; here its gradient is made."""
+        if self._critic is None or len(images) == 0:
+            return Pull(None, images)
+        done = self.state.critic_updates
+        return self._critic.judge(images, draw.labels, self.state.step, done, self._grid)
 
     def _delta(self) -> float:
         """The step of the Signal-ODE now, on the grid of a network that knows whole steps only."""
@@ -239,22 +253,10 @@ class Distiller:
 
     def _draw(self) -> Draw:
         """Draw noise, labels and times of the current step: functions of (seed, step, sample)."""
-        seed, number, size = self.config.seed, self.state.step, self.config.train_batch_size
-        shape = self.teacher.model.image_shape()
+        shape, step = self.teacher.model.image_shape(), self.state.step
         assert shape is not None  # resolve_config has refused such a teacher
-        eps = normal(seed, Stream.TRAIN_NOISE, number, 0, (size, *shape))
-        labels = None
-        if self._labels is not None:
-            labels = choice(seed, Stream.TRAIN_LABEL, number, 0, size, self._labels)
-        share = 1.0 - uniform(seed, Stream.TRAIN_TIME, number, 0, size)  # (0, 1]
-        low = lowest_time(self.config, number, self._t_min, self._t_max)
-        t = low + share * (self._t_max - low)
-        if self._grid is not None:
-            t = np.ceil(t * self._grid) / self._grid
-        # Not below t_min + delta: a step cut short at t_min has a small C, and 1/C^2 would make it
-        # the loudest (on EDM's schedule, whose sigma hardly moves there, by a factor of 30).
-        t = np.clip(t, min(self._t_min + self._delta(), self._t_max), self._t_max)
-        return Draw(eps, labels, t, drawn_scales(self.config, number))
+        lowest = min(self._t_min + self._delta(), self._t_max)
+        return draw_step(self.config, step, shape, self._labels, self._t_min, lowest, self._grid)
 
     def _update(self, losses: Losses, learning_rate: float) -> float:
         """Backpropagate, and update weights, moments and average; return the gradient's norm."""
@@ -279,6 +281,8 @@ class Distiller:
         )
         model.weights_changed()
         self._average.model.weights_changed()
+        if self._critic is not None and losses.critic is not None:
+            self._critic.update(self.state.critic_updates)
         return norm
 
     # ------------------------------------------------------------------------------- one step
@@ -381,14 +385,16 @@ class Distiller:
         buffers = {"weights": self._training.model.weights, "m": self._m, "v": self._v}
         if self._average is not self._training:
             buffers["ema"] = self._average.model.weights
-        return buffers
+        return buffers if self._critic is None else buffers | self._critic.buffers()
 
     def _networks(self) -> dict[str, Network]:
         networks = {"training": self._training.model, "average": self._average.model}
         if self.teacher.network is not None:
             networks["teacher"] = self.teacher.network
+        if self._critic is not None:
+            networks["critic"] = self._critic.model
         return networks
 
 
-def _join(a: Any, b: Any) -> Any:
-    return np.concatenate([a, b])
+def _join(*parts: Any) -> Any:
+    return np.concatenate(parts)

@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from boot.config import SOLVERS, DistillConfig
+from boot.choices import SOLVERS
+from boot.config import DistillConfig
 from boot.errors import FormatError, check_choice, check_float, check_int, check_path
 from boot.metrics import FeatureFunction, Statistics, measure, paired_rmse
 from boot.network import Images

@@ -21,6 +21,8 @@ class Stream(enum.IntEnum):
     TRAIN_TIME = 1
     TRAIN_LABEL = 2
     TRAIN_GUIDANCE = 3
+    CORRECTION_NOISE = 4
+    CORRECTION_TIME = 5
     SAMPLE_NOISE = 16
     SECOND_NOISE = 17  # fresh noise for images that are made already
     CHECK_NOISE = 18

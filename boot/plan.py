@@ -33,7 +33,7 @@ TIMED_WEIGHTS = 2**22  # the update is timed on so many weights at most, and sca
 
 @dataclass(frozen=True, order=True)
 class Call:
-    """One way a network is called in a step. network: teacher, training or average."""
+    """One way a network is called in a step. network: teacher, training, average or critic."""
 
     network: str
     batch: int
@@ -134,7 +134,7 @@ class _Recorder:
 
 @contextmanager
 def _recording(distiller: Distiller) -> Iterator[list[Call]]:
-    """Let the three networks note their calls instead of computing."""
+    """Let the networks note their calls instead of computing."""
     calls: list[Call] = []
     cores = {name: network.core for name, network in distiller._networks().items()}
     try:
@@ -149,6 +149,14 @@ def _recording(distiller: Distiller) -> Iterator[list[Call]]:
             network.core = cores[name]
 
 
+def _phases(distiller: Distiller) -> dict[bool, float]:
+    """Return the kinds of step of a run, without and with a critic, and their parts of it."""
+    if distiller._critic is None:
+        return {False: 1.0}
+    start = distiller.config.correction_start
+    return {False: start, True: 1.0 - start} if start > 0 else {True: 1.0}
+
+
 def _trace(distiller: Distiller) -> tuple[list[Call], int]:
     """Return the distinct calls of a step, and the peak bytes of its Python arrays."""
     started = not tracemalloc.is_tracing()
@@ -158,8 +166,9 @@ def _trace(distiller: Distiller) -> tuple[list[Call], int]:
         tracemalloc.reset_peak()
         before = tracemalloc.get_traced_memory()[0]
         with _recording(distiller) as calls:
-            losses = distiller._loss_and_gradient(distiller._draw())
-            distiller._training.backward(losses.gradient)
+            for corrected in _phases(distiller):
+                losses = distiller._loss_and_gradient(distiller._draw(), corrected)
+                distiller._training.backward(losses.gradient)
         arrays = tracemalloc.get_traced_memory()[1] - before
     finally:
         if started:
@@ -170,21 +179,26 @@ def _trace(distiller: Distiller) -> tuple[list[Call], int]:
 # ----------------------------------------------------------------------------------- the bytes
 
 
-def fixed_bytes(config: DistillConfig, teacher: int, student: int) -> dict[str, int]:
+def fixed_bytes(config: DistillConfig, teacher: int, student: int, start: int) -> dict[str, int]:
     """Return what the run holds whatever its batch size: weights, gradients, moments, average.
 
-    teacher, student: bytes of their weights; 0 for a teacher that is no network of ours.
+    teacher, student, start: bytes of the weights of these, 0 for a teacher that is no network of
+    ours; start is what the student, and a critic, are copies of.
     """
+    critic = start if config.correction == "distribution" else 0
     parts = {
         "teacher weights": teacher,
         "student weights": student,
-        "gradients": student,
-        "moments of AdamW": 2 * student,
+        "gradients": student + critic,
+        "moments of AdamW": 2 * (student + critic),
     }
+    if critic > 0:
+        parts["critic weights"] = critic
     if config.ema_decay > 0:
         parts["weight average"] = student
     if config.output_dir is None and 0 < config.checkpointing_steps <= config.max_train_steps:
-        parts["copy to roll back to"] = student * (4 if config.ema_decay > 0 else 3)
+        copies = student * (4 if config.ema_decay > 0 else 3)
+        parts["copy to roll back to"] = copies + 3 * critic
     return parts
 
 
@@ -199,7 +213,7 @@ def _bytes(
     networks = distiller._networks()
     working: dict[str, int] = {}
     packs: dict[str, tuple[int, int]] = {}
-    largest, grads = (0, 0), 0
+    largest, grads = (0, 0), dict[str, int]()
     for call in calls:
         batch = max(1, round(call.batch * share))
         core = networks[call.network].core
@@ -207,12 +221,12 @@ def _bytes(
         activations, scratch = plan["activation_bytes"], plan["scratch_bytes"]
         working[str(dataclasses.replace(call, batch=batch))] = activations + scratch
         largest = max(largest, (activations, scratch), key=sum)
-        grads = max(grads, plan["grad_bytes"])
+        grads[call.network] = max(grads.get(call.network, 0), plan["grad_bytes"])
         common, own = packs.get(call.network, (0, 0))
         packs[call.network] = (max(common, plan["pack_bytes"]), own + plan["own_pack_bytes"])
     teacher, student = (_weight_bytes(networks.get(name)) for name in ("teacher", "training"))
-    parts = fixed_bytes(distiller.config, teacher, student)
-    parts["gradients"] = grads
+    parts = fixed_bytes(distiller.config, teacher, student, _weight_bytes(distiller._start))
+    parts["gradients"] = sum(grads.values())
     parts["packed weights"] = sum(common + own for common, own in packs.values())
     if not estimate:  # packs that plans share are counted once
         parts["packed weights"] = sum(networks[n].core.memory()["planned_packs"] for n in packs)
@@ -240,21 +254,27 @@ def make_plan(distiller: Distiller, *, timed: bool = True, estimate: bool = Fals
 
 def _rehearse(distiller: Distiller) -> dict[str, float]:
     """Return the seconds of a step by part, from steps whose update goes to arrays thrown away."""
-    times: dict[str, list[float]] = {"losses": [], "backward": [], "update": []}
-    model = distiller._training.model
+    model, critic = distiller._training.model, distiller._critic
     size = min(len(model.weights), TIMED_WEIGHTS)
-    scale = len(model.weights) / size
-    for i in range(1 + TIMED_STEPS):
-        start = perf_counter()
-        losses = distiller._loss_and_gradient(distiller._draw())
-        middle = perf_counter()
-        distiller._training.backward(losses.gradient)
-        end = perf_counter()
-        if i > 0:  # the first one warms up
-            times["losses"].append(middle - start)
-            times["backward"].append(end - middle)
-            times["update"].append(scale * _time_update(distiller, size))
-    return {name: median(values) for name, values in times.items()}
+    seconds = {"losses": 0.0, "backward": 0.0, "update": 0.0}
+    for corrected, share in _phases(distiller).items():
+        weights = len(model.weights)
+        if corrected and critic is not None:
+            weights += len(critic.model.weights)
+        times: dict[str, list[float]] = {name: [] for name in seconds}
+        for i in range(1 + TIMED_STEPS):
+            start = perf_counter()
+            losses = distiller._loss_and_gradient(distiller._draw(), corrected)
+            middle = perf_counter()
+            distiller._training.backward(losses.gradient)
+            end = perf_counter()
+            if i > 0:  # the first one warms up
+                times["losses"].append(middle - start)
+                times["backward"].append(end - middle)
+                times["update"].append(weights / size * _time_update(distiller, size))
+        for name, values in times.items():
+            seconds[name] += share * median(values)
+    return seconds
 
 
 def _time_update(distiller: Distiller, size: int) -> float:
@@ -291,10 +311,10 @@ def check_fixed(config: DistillConfig, network: Network) -> None:
     network: what the student is to be a copy of.
     """
     limit, weights = config.memory_limit, _weight_bytes(network)
-    parts = fixed_bytes(config, weights, weights)
+    parts = fixed_bytes(config, weights, weights, weights)
     if limit is not None and sum(parts.values()) >= limit:
         listing = ", ".join(f"{name} {size_text(size)}" for name, size in parts.items())
-        least = sum(fixed_bytes(config.replace(ema_decay=0.0), weights, weights).values())
+        least = sum(fixed_bytes(config.replace(ema_decay=0.0), *[weights] * 3).values())
         less = f"; with ema_decay 0 they are {size_text(least)}" if config.ema_decay > 0 else ""
         raise ConfigError(
             f"memory_limit must be more than {size_text(sum(parts.values()))} for this teacher, "

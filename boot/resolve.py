@@ -7,13 +7,13 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from boot.config import AUTO_GUIDANCE_SCALE, DistillConfig
+from boot.choices import AUTO_GUIDANCE_SCALE
+from boot.config import DistillConfig
 from boot.errors import ConfigError, UnsupportedModel, check_output_folder
-from boot.guidance import Clip, Float64, Guidance
+from boot.guidance import Clip, Guidance
 from boot.inputs import drawn_labels
 from boot.learning_rate import auto_learning_rate
 from boot.network import Network
-from boot.noise import Stream, uniform
 from boot.student_info import StudentInfo
 from boot.teacher import Teacher
 
@@ -52,8 +52,30 @@ def resolve_config(config: DistillConfig, teacher: Teacher, start: Network) -> D
         t_min=t_min,
         learning_rate=auto_learning_rate(start.num_parameters) if rate is None else rate,
     )
+    resolved = _correction(resolved, teacher)
     _report(resolved, teacher)
     return resolved
+
+
+def _correction(config: DistillConfig, teacher: Teacher) -> DistillConfig:
+    """Fill in what depends on the kind of correction; ConfigError if it does not fit."""
+    rollout = config.correction == "rollout"
+    values: dict[str, Any] = {
+        "correction_fraction": 0.125 if rollout else 0.5,
+        "correction_weight": 1.0 if rollout else 0.1,
+        "correction_learning_rate": 0.25 * (config.learning_rate or 0.0),
+    }
+    given = {name: getattr(config, name) for name in values}
+    values.update({name: value for name, value in given.items() if value is not None})
+    if config.correction == "distribution":
+        if config.guidance_scale_max is not None:
+            raise ConfigError(
+                "correction must be none or rollout with a range of guidance scales "
+                f"(guidance_scale_max = {config.guidance_scale_max}): the critic knows one "
+                "distribution of images only"
+            )
+        teacher.guidance(config.correction_guidance_scale, config.null_class_label)
+    return config.replace(**values)
 
 
 def guidance_for(config: DistillConfig, teacher: Teacher) -> Guidance:
@@ -90,18 +112,6 @@ def teaching_of(info: StudentInfo, teacher: Teacher) -> tuple[Guidance, Clip]:
         }
     )
     return guidance_for(config, teacher), clip_for(config, teacher)
-
-
-def drawn_scales(config: DistillConfig, step: int) -> Float64 | None:
-    """Draw the guidance scales of a training step, (B,), evenly from their range.
-
-    None where one scale is built in. A function of (seed, step, sample) alone.
-    """
-    lo, hi = config.guidance_scale_min, config.guidance_scale_max
-    if hi is None:
-        return None
-    size = config.train_batch_size
-    return lo + (hi - lo) * uniform(config.seed, Stream.TRAIN_GUIDANCE, step, 0, size)
 
 
 def open_output(config: DistillConfig) -> Path | None:

@@ -41,6 +41,7 @@ class Snapshot(NamedTuple):
 
     step: int
     updates: int
+    critic_updates: int
     buffers: dict[str, NDArray[np.float32]]
 
 
@@ -140,7 +141,7 @@ def remember(distiller: Distiller) -> None:
         buffers = before.buffers if before else {name: np.empty_like(a) for name, a in now.items()}
         for name, buffer in now.items():
             np.copyto(buffers[name], buffer)
-        distiller._snapshot = Snapshot(state.step, state.updates, buffers)
+        distiller._snapshot = Snapshot(state.step, state.updates, state.critic_updates, buffers)
 
 
 def roll_back(distiller: Distiller) -> str:
@@ -150,24 +151,34 @@ def roll_back(distiller: Distiller) -> str:
     if there is one), else the start. The step number goes on, so that the noise is fresh: the same
     batch would fail in the same way.
     """
-    buffers, snapshot = distiller._buffers(), distiller._snapshot
+    buffers, snapshot, state = distiller._buffers(), distiller._snapshot, distiller.state
     if snapshot is not None:
         for name, buffer in buffers.items():
             buffer[...] = snapshot.buffers[name]
-        distiller.state.updates, where = snapshot.updates, f"step {snapshot.step}"
+        state.updates, state.critic_updates = snapshot.updates, snapshot.critic_updates
+        where = f"step {snapshot.step}"
     else:
         for path in sorted(_checkpoints_before(distiller), key=_is_bad):
             manifest = load_checkpoint(path, buffers, _identity(distiller))
-            distiller.state.updates = manifest["state"]["counters"]["updates"]
+            counters = TrainState(**manifest["state"]["counters"])
+            state.updates, state.critic_updates = counters.updates, counters.critic_updates
             where = str(path)
             break
         else:
-            start = Student.from_teacher(distiller.teacher, distiller._student_info())
-            for name, buffer in buffers.items():
-                buffer[...] = 0.0 if name in ("m", "v") else start.model.weights
-            distiller.state.updates, where = 0, "the start"
+            _start_again(distiller, buffers)
+            where = "the start"
     _weights_changed(distiller)
     return where
+
+
+def _start_again(distiller: Distiller, buffers: dict[str, NDArray[np.float32]]) -> None:
+    """Give every buffer the value that it began with."""
+    info, network = distiller._student_info(), distiller._start
+    start = Student.from_teacher(distiller.teacher, info, network).model.weights
+    first = {"weights": start, "ema": start, "critic": network.weights}
+    for name, buffer in buffers.items():
+        buffer[...] = first.get(name, 0.0)  # the others are moments
+    distiller.state.updates = distiller.state.critic_updates = 0
 
 
 def _checkpoints_before(distiller: Distiller) -> Iterator[Path]:

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from boot import _core
-from boot.config import AUTO_ALPHA_FLOOR, AUTO_T_MAX
+from boot.choices import AUTO_ALPHA_FLOOR, AUTO_T_MAX
 from boot.errors import check_float
 from boot.scheduler_config import SchedulerConfig
 

@@ -46,9 +46,10 @@ def _step(distiller: Distiller) -> dict[str, float]:
     course = config.learning_rate_factor(state.step)
     rate = (config.learning_rate or 0.0) * course * state.rate_factor
     bootstrap = boundary = norm = math.nan
+    critic: float | None = None
     try:
         losses = distiller._loss_and_gradient(distiller._draw())
-        bootstrap, boundary = losses.bootstrap, losses.boundary
+        bootstrap, boundary, critic = losses.bootstrap, losses.boundary, losses.critic
         try:
             norm = distiller._update(losses, rate)
         except FloatingPointError as problem:
@@ -60,9 +61,10 @@ def _step(distiller: Distiller) -> dict[str, float]:
     else:
         state.step += 1
         state.updates += 1
+        state.critic_updates += losses.critic is not None
         state.bad_in_a_row = 0
         resume.remember(distiller)
-    return {
+    logs = {
         "step": state.step,
         "loss": bootstrap + boundary,
         "loss_bootstrap": bootstrap,
@@ -72,6 +74,7 @@ def _step(distiller: Distiller) -> dict[str, float]:
         "skipped": state.skipped,
         "rollbacks": state.rollbacks,
     }
+    return logs if critic is None else {**logs, "loss_critic": critic}
 
 
 def _skipped(distiller: Distiller, problem: FloatingPointError) -> None:

@@ -69,6 +69,7 @@ SETTINGS = {
     "no guidance, no clipping": {"guidance_scale": 1.0, "max_grad_norm": 0.0, "logging_steps": 3},
     "decay": {"adam_weight_decay": 0.1, "lr_warmup_steps": 0, "train_batch_size": 1},
     "guidance as an input": {"guidance_scale_min": 1.0, "guidance_scale_max": 3.0},
+    "a critic": {"correction": "distribution", "correction_start": 0.4},
     "sample grids": {"sample_steps": 2, "num_sample_images": 3},
 }
 

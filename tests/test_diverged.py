@@ -153,6 +153,7 @@ def test_three_in_a_row_bring_back_the_last_checkpoint_at_half_the_rate(tmp_path
         "bad_steps": [],
         "rollbacks": 1,
         "rate_factor": 0.5,
+        "critic_updates": 0,
     }
     assert "3 steps in a row up to step 9" in caplog.text
     assert "checkpoint-4, learning rate times 0.5" in caplog.text

@@ -27,7 +27,7 @@ LAYERS = [
     line.split()
     for line in """
     _version errors noise interrupts _onednn htmlparts threads
-    charts
+    charts choices
     curves
     __init__
     _core sizes
@@ -37,9 +37,9 @@ LAYERS = [
     network presets
     diffusers_io schedule guidance flags
     continuous callable_model signal_ode inputs images targets correction
-    samplers
+    samplers draws
     teacher model_card student_info
-    export resolve
+    critic export resolve
     refine
     student checkpoint callbacks probe student_init toy
     resume check plan

@@ -10,7 +10,8 @@ import pytest
 from models import CONFIG, make
 
 from boot import signal_ode
-from boot.config import LOSS_WEIGHTS, SOLVERS, DistillConfig
+from boot.choices import LOSS_WEIGHTS, SOLVERS
+from boot.config import DistillConfig
 from boot.correction import Aims
 from boot.errors import ConfigError
 from boot.schedule import Schedule
@@ -177,8 +178,9 @@ def test_rollout_targets_are_the_teachers_path_from_the_students_signal():
         {"loss": "pseudo_huber"},
         {"loss_weight": "min_snr_gamma"},
         {"correction": "rollout", "correction_weight": 0.5},
+        {"correction": "distribution", "correction_start": 0.0, "max_train_steps": 3},
     ],
-    ids=lambda settings: next(iter(settings)),
+    ids=lambda settings: "-".join(map(str, next(iter(settings.items())))),
 )
 @pytest.mark.parametrize("embedding", ["positional", "learned"])
 def test_every_setting_trains_and_changes_the_run(settings, embedding):
@@ -206,9 +208,12 @@ def test_every_setting_trains_and_changes_the_run(settings, embedding):
         ("huber_c", 0, "huber_c must be finite and > 0 and <= 100, got 0"),
         ("loss_weight", "snr", "'min_snr_gamma'; got 'snr'"),
         ("snr_gamma", -1, "snr_gamma must be finite and > 0, got -1"),
-        ("correction", "roll", "'none', 'rollout'; got 'roll'"),
+        ("correction", "roll", "'rollout', 'distribution'; got 'roll'"),
         ("correction_fraction", 1.5, "correction_fraction must be finite and > 0 and <= 1"),
         ("correction_steps", 0, "correction_steps must be an integer >= 1"),
+        ("correction_start", 1, "correction_start must be finite and >= 0 and < 1, got 1"),
+        ("correction_guidance_scale", -1, "correction_guidance_scale must be finite and >= 0"),
+        ("correction_learning_rate", 0, "correction_learning_rate must be finite and > 0"),
         ("correction_weight", -1, "correction_weight must be finite and >= 0"),
     ],
 )

@@ -1,0 +1,179 @@
+"""Correction by distribution: the critic's numbers, its part in a step, and what goes wrong."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from models import PLAIN, SMALL, assert_same, make, make_teacher, noise, poison, weights_of
+from test_continuous import ALL as CONTINUOUS
+
+from boot import Distiller, _core, toy
+from boot.critic import output_of
+from boot.errors import ConfigError
+from boot.noise import Stream, normal, uniform
+
+ON = {"correction": "distribution", "correction_start": 0.0, "max_train_steps": 8}
+LABELS = np.array([0, 1, 0])
+
+
+def per_image(a):
+    return np.asarray(a, np.float32).reshape(-1, 1, 1, 1)
+
+
+@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction", "sample", "flow"])
+def test_output_of_is_the_inverse_of_the_signal(prediction_type):
+    y, n = noise(3, seed=1), noise(3, seed=2)
+    alpha, sigma = np.array([0.9, 0.5, 0.3]), np.array([0.3, 0.8, 0.7])
+    x = per_image(alpha) * y + per_image(sigma) * n
+    output = output_of(prediction_type, y, n, alpha, sigma)
+    found = _core.signal_from_output(prediction_type, output, x, alpha, sigma, 0.0)
+    if prediction_type == "v_prediction":  # only of a variance-preserving process
+        alpha, sigma = np.array([0.6, 0.8, 0.28]), np.array([0.8, 0.6, 0.96])
+        x = per_image(alpha) * y + per_image(sigma) * n
+        output = output_of(prediction_type, y, n, alpha, sigma)
+        found = _core.signal_from_output(prediction_type, output, x, alpha, sigma, 0.0)
+    np.testing.assert_allclose(found, y, atol=3e-6)
+
+
+@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction", "sample"])
+def test_judge_is_what_its_equations_say(prediction_type):
+    teacher = make_teacher(prediction_type=prediction_type, clip_sample=False)
+    run = make(teacher=teacher, correction_weight=0.3, correction_fraction=0.5, seed=5, **ON)
+    critic, images = run._critic, noise(3, seed=4)
+    critic.model.weights[...] *= np.float32(0.9)  # so that critic and teacher differ
+    critic.model.weights_changed()
+    pull = critic.judge(images, LABELS, 7, critic.alone(), None)
+    n = normal(5, Stream.CORRECTION_NOISE, 7, 0, images.shape)
+    t_max = run.config.t_max
+    t = 0.02 + (1.0 - uniform(5, Stream.CORRECTION_TIME, 7, 0, 3)) * (t_max - 0.02)
+    alpha, sigma = teacher.schedule.alpha_sigma(t)
+    x = per_image(alpha) * images + per_image(sigma) * n
+    index = teacher.schedule.index(t)
+    wanted = teacher.signal(x, t, LABELS)
+    output = critic.model(x, index, LABELS)
+    found = _core.signal_from_output(prediction_type, output, x, alpha, sigma, 0.0)
+    size = np.abs(images - wanted).mean(axis=(1, 2, 3), keepdims=True) + 1e-3
+    expected = 0.3 * (found - wanted) / size / images.size
+    np.testing.assert_allclose(pull.gradient, expected, rtol=2e-3, atol=1e-5 * abs(expected).max())
+    error = output - output_of(prediction_type, images, n, alpha, sigma)
+    assert pull.loss == pytest.approx(np.mean(error**2), rel=1e-4)
+
+
+def test_the_critics_gradient_is_that_of_its_loss():
+    run = make(**ON, correction_fraction=0.5)
+    critic, images = run._critic, noise(3, seed=4)
+    critic.judge(images, LABELS, 0, 0, None)
+    gradient = critic.model.core.grads.copy()
+    name = "mid_block.resnets.0.conv1.weight"
+    offset = next(o for n, _, o in critic.model.core.parameters if n == name)
+    base, step = critic.model.weights.copy(), 0.02
+    direction = np.zeros_like(base)
+    part = slice(offset, offset + critic.model.parameters[name].size)
+    direction[part] = gradient[part] / np.linalg.norm(gradient[part])
+    losses = []
+    for sign in (-1, 1):
+        critic.model.weights[...] = base + np.float32(sign * step) * direction
+        critic.model.weights_changed()
+        losses.append(critic.judge(images, LABELS, 0, 0, None).loss)
+    slope = (losses[1] - losses[0]) / (2 * step)
+    assert slope == pytest.approx(np.linalg.norm(gradient[part]), rel=0.02)
+
+
+def test_the_critic_learns_alone_first_and_then_pulls_the_first_rows():
+    run = make(**{**ON, "max_train_steps": 40}, correction_fraction=0.5)
+    assert run._critic.alone() == 10
+    for _ in range(5):
+        run.step()
+    plain = run._loss_and_gradient(run._draw(), corrected=False)
+    alone = run._loss_and_gradient(run._draw())
+    assert plain.critic is None and alone.critic > 0
+    rows = run.config.train_batch_size + run._boundary_rows
+    assert len(alone.gradient) == rows + 3 and not alone.gradient[rows:].any()
+    np.testing.assert_allclose(alone.gradient[:rows], plain.gradient, rtol=1e-3, atol=1e-6)
+    run.state.critic_updates = 10
+    pulled = run._loss_and_gradient(run._draw()).gradient[rows:]
+    assert (np.abs(pulled).max(axis=(1, 2, 3)) > 0).all()
+
+
+def test_the_critic_sets_in_at_its_part_of_the_run(tmp_path):
+    options = {**ON, "correction_start": 0.5, "logging_steps": 1, "output_dir": str(tmp_path)}
+    run = make(**options)
+    start = run._critic.model.weights.copy()
+    run.fit()
+    logs = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert ["loss_critic" in line for line in logs] == [False] * 4 + [True] * 4
+    assert run.state.critic_updates == 4
+    assert not np.array_equal(run._critic.model.weights, start)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_a_bad_number_in_the_critic_changes_nothing(value, caplog):
+    run = make(**ON)
+    run.step()
+    run._critic.model.weights[3] = value
+    run._critic.model.weights_changed()
+    before = weights_of(run)
+    run.step()
+    assert_same(weights_of(run), before)
+    assert (run.state.skipped, run.state.critic_updates) == (1, 1)
+    assert "the critic's output has" in caplog.text
+
+
+def test_a_roll_back_to_the_start_brings_the_critic_back():
+    run = make(**ON, checkpointing_steps=0)
+    first = weights_of(run)
+    run.step()
+    poison(run, on=True)
+    for _ in range(3):
+        run.step()
+    assert run.state.rollbacks == 1 and run.state.critic_updates == 0
+    assert_same(weights_of(run), first)
+
+
+def test_a_roll_back_to_a_copy_in_memory_brings_its_critic_back():
+    run = make(**ON, checkpointing_steps=2)
+    run.step()
+    run.step()
+    kept = weights_of(run)
+    run.step()
+    poison(run, on=True)
+    for _ in range(3):
+        run.step()
+    assert run.state.rollbacks == 1 and run.state.critic_updates == 2
+    assert_same(weights_of(run), kept)
+
+
+@pytest.mark.parametrize("schedule", CONTINUOUS, ids=lambda s: repr(s)[:16])
+def test_images_like_the_teachers_are_pulled_less_and_less_on_any_schedule(schedule):
+    mixture = toy.GaussianMixture.random((1, 2, 2), components=2, std=0.2)
+    teacher = mixture.teacher(schedule, "sample")
+    options = {**SMALL, **ON, "train_batch_size": 128, "correction_learning_rate": 1e-2}
+    run = Distiller(teacher, student=toy.small_network(teacher), **options)
+    images, pulls = teacher.sample(run._critic.rows, num_inference_steps=20, seed=1), []
+    for i in range(run._critic.alone(), 150):
+        pull = run._critic.judge(images, None, i, i, None)
+        pulls.append(float(np.linalg.norm(pull.gradient)))
+        run._critic.update(i)
+    assert np.median(pulls[-30:]) < 0.6 * np.median(pulls[:3])
+
+
+def test_an_unconditional_teacher_may_have_a_critic():
+    run = make(PLAIN, **ON)
+    assert np.isfinite([run.step()["loss_critic"] for _ in range(3)]).all()
+
+
+def test_the_plan_counts_the_critic():
+    plain, run = make(**{**ON, "correction": "none"}), make(**{**ON, "correction_start": 0.5})
+    without, plan = plain.plan(timed=False), run.plan(timed=False)
+    assert plan.parts["critic weights"] == run._critic.model.core.memory()["weights"]
+    assert plan.parts["moments of AdamW"] > without.parts["moments of AdamW"]
+    assert any(name.startswith("critic x3 and backward") for name in plan.working)
+    assert any(name.startswith("training x8 ") for name in plan.working)  # the steps before it
+    assert run.state.step == 0 and run.state.critic_updates == 0
+
+
+def test_a_range_of_guidance_scales_is_refused():
+    with pytest.raises(ConfigError, match="correction must be none or rollout with a range"):
+        make(**ON, guidance_scale_max=3.0)
