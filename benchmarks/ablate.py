@@ -28,7 +28,7 @@ from boot.evaluation import evaluate_student, load_reference
 from boot.student import Student
 from boot.teacher import Teacher
 
-# name -> (group, settings, class of the student). The baseline is DistillConfig's defaults.
+# name -> (group, settings, class of the student). The baseline: the defaults without a critic.
 VARIANTS: dict[str, tuple[str, dict[str, Any], type[Student] | None]] = {
     "defaults": ("", {}, None),
     "epsilon map, frozen at t_max": ("output map", {}, EpsilonMap),
@@ -47,7 +47,11 @@ VARIANTS: dict[str, tuple[str, dict[str, Any], type[Student] | None]] = {
     "boundary weight 0": ("boundary", {"boundary_weight": 0.0}, None),
     "boundary weight 1": ("boundary", {"boundary_weight": 1.0}, None),
     "t progressive": ("t distribution", {"t_distribution": "progressive"}, None),
-    "guidance drawn from 1 ... 2": ("guidance", {"guidance_scale_max": 2.0}, None),
+    "guidance drawn from 1 ... 2": (
+        "guidance",
+        {"guidance_scale_max": 2.0},
+        None,
+    ),
     "rollout": ("correction", {"correction": "rollout"}, None),
     "distribution": ("correction", {"correction": "distribution"}, None),
 }
@@ -62,7 +66,10 @@ def step_cost(config: DistillConfig, guided: bool) -> float:
     follow = judged = 0.0
     if config.correction == "rollout":
         follow = (config.correction_fraction or 0.125) * config.correction_steps
-    if config.correction == "distribution":  # student 1 + 3, teacher 1, critic 3, on average
+    if config.correction in (
+        None,
+        "distribution",
+    ):  # student 1 + 3, teacher 1, critic 3, on average
         judged = 8.0 * (config.correction_fraction or 0.5) * (1.0 - config.correction_start)
     teacher = (2.0 if guided else 1.0) * (calls * (1.0 + follow) + ends)
     return 1.0 + 3.0 * (1.0 + ends + follow) + teacher + judged
@@ -72,7 +79,8 @@ def train(teacher: Teacher, name: str, steps: int, seed: int) -> tuple[Distiller
     """Distil one variant for as much compute as `steps` steps of the defaults."""
     _, settings, kind = VARIANTS[name]
     guided = teacher.num_classes is not None
-    base, config = DistillConfig(), DistillConfig(**settings)
+    base = DistillConfig(correction="none")  # a critic needs longer runs to be of use
+    config = base.replace(**settings)
     count = max(1, round(steps * step_cost(base, guided) / step_cost(config, guided)))
     warmup = min(config.lr_warmup_steps, count // 4)
     ema = max(0.0, min(config.ema_decay, 1.0 - 10.0 / count))  # a short run, a short average

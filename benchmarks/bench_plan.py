@@ -37,7 +37,9 @@ def worker(name: str, folder: str, steps: int) -> None:
         tiny = write_teacher(CASES["digits"], Path(small) / "digits")
         boot.Distiller(tiny, train_batch_size=1).step()
     before = resident_bytes()
-    distiller = boot.Distiller(folder, train_batch_size=case.batch, max_train_steps=10**6)
+    # The critic from the first step on: so every step is the same.
+    options = {"train_batch_size": case.batch, "max_train_steps": 10**6, "correction_start": 0.0}
+    distiller = boot.Distiller(folder, **options)
     planned = distiller.plan()
     seconds = []
     for _ in range(steps):

@@ -21,6 +21,7 @@ def training_step(job: Job) -> tuple[Call, dict[str, Any]]:
         "t_max": job["t_max"],
         "learning_rate": 1e-4,
         "max_grad_norm": 1.0,
+        "correction": "none",
         "ema_decay": 0.999 if job["ema"] else 0.0,
         "max_train_steps": 10**6,
         "seed": 0,

@@ -177,12 +177,13 @@ class DistillConfig:
 
     # ----------------------------------------------------------- correction of compounding errors
 
-    correction: str = setting(
-        "none",
+    correction: str | None = setting(
+        None,
         str,
         "distribution: a second network learns what the student's images look like, and pulls them "
         "to where the teacher wants them; rollout: follow the teacher's ODE from the student's own "
-        "signal for several steps more, and train the student at all of them",
+        "signal for several steps more, and train the student at all of them; None: distribution "
+        "for a copy of the teacher with one guidance scale, otherwise none",
         choices=choices.CORRECTIONS,
     )
     correction_fraction: float | None = setting(

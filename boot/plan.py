@@ -367,6 +367,9 @@ def _too_large(
             training.configure(gradient_checkpointing=False)
         if less > 0:
             advice.append(f"gradient_checkpointing to true (saves {size_text(less)})")
+    if distiller._critic is not None:
+        saved = 4 * _weight_bytes(distiller._critic.model)  # weights, gradient, two moments
+        advice.append(f"correction to none (saves {size_text(saved)})")
     if config.ema_decay > 0:
         saved = _weight_bytes(distiller._average.model)
         advice.append(f"ema_decay to 0 (saves {size_text(saved)})")

@@ -52,29 +52,35 @@ def resolve_config(config: DistillConfig, teacher: Teacher, start: Network) -> D
         t_min=t_min,
         learning_rate=auto_learning_rate(start.num_parameters) if rate is None else rate,
     )
-    resolved = _correction(resolved, teacher)
+    resolved = _correction(resolved, teacher, start is teacher.network)
     _report(resolved, teacher)
     return resolved
 
 
-def _correction(config: DistillConfig, teacher: Teacher) -> DistillConfig:
-    """Fill in what depends on the kind of correction; ConfigError if it does not fit."""
-    rollout = config.correction == "rollout"
-    values: dict[str, Any] = {
-        "correction_fraction": 0.125 if rollout else 0.5,
-        "correction_weight": 1.0 if rollout else 0.1,
-        "correction_learning_rate": 0.25 * (config.learning_rate or 0.0),
-    }
-    given = {name: getattr(config, name) for name in values}
-    values.update({name: value for name, value in given.items() if value is not None})
-    if config.correction == "distribution":
-        if config.guidance_scale_max is not None:
+def _correction(config: DistillConfig, teacher: Teacher, copied: bool) -> DistillConfig:
+    """Fill in what depends on the kind of correction; ConfigError if it does not fit.
+
+    copied: whether the student, and so a critic, starts as the teacher.
+    """
+    ranged = config.guidance_scale_max is not None
+    kind = config.correction or ("distribution" if copied and not ranged else "none")
+    if kind == "distribution":
+        if ranged:
             raise ConfigError(
                 "correction must be none or rollout with a range of guidance scales "
                 f"(guidance_scale_max = {config.guidance_scale_max}): the critic knows one "
                 "distribution of images only"
             )
         teacher.guidance(config.correction_guidance_scale, config.null_class_label)
+    rollout = kind == "rollout"
+    values: dict[str, Any] = {
+        "correction": kind,
+        "correction_fraction": 0.125 if rollout else 0.5,
+        "correction_weight": 1.0 if rollout else 0.1,
+        "correction_learning_rate": 0.25 * (config.learning_rate or 0.0),
+    }
+    given = {name: getattr(config, name) for name in values}
+    values.update({name: value for name, value in given.items() if value is not None})
     return config.replace(**values)
 
 

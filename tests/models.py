@@ -58,7 +58,13 @@ def noise(count: int = 4, seed: int = 1, channels: int = 1, size: int = 8) -> An
 
 # ---------------------------------------------------------------------------------- training
 
-SMALL = {"train_batch_size": 6, "max_train_steps": 40, "lr_warmup_steps": 4, "sample_steps": 0}
+SMALL = {
+    "train_batch_size": 6,
+    "max_train_steps": 40,
+    "lr_warmup_steps": 4,
+    "sample_steps": 0,
+    "correction": "none",  # a critic has its own tests, in test_critic.py
+}
 
 
 def make(config: Any = CONFIG, teacher: Any = None, **overrides: Any) -> Distiller:
