@@ -50,7 +50,10 @@ LINK_ARGS = ["-fopenmp"]
 SWITCHES = {  # environment variable -> (compile flags, link flags)
     "BOOT_DEBUG": (["-O0", "-g", "-UNDEBUG"], []),
     "BOOT_SANITIZE": (
-        ["-O1", "-g", "-fno-omit-frame-pointer", "-fsanitize=address,undefined"],
+        [
+            *["-O1", "-g", "-fno-omit-frame-pointer", "-fsanitize=address,undefined"],
+            "-fno-sanitize-recover=all",  # a process that goes on hides what it said
+        ],
         ["-fsanitize=address,undefined"],
     ),
     "BOOT_COVERAGE": (["-O1", "-g", "--coverage", "-fprofile-update=atomic"], ["--coverage"]),

@@ -18,7 +18,25 @@ from boot.unet_keys import expected_tensors
 
 CLASSES = CONFIG.num_class_embeds or 0
 PLAIN = dataclasses.replace(CONFIG, num_class_embeds=None)
+# The least that trains: for tests that start thousands of times.
+LEAST = dataclasses.replace(
+    PLAIN,
+    block_out_channels=(8,),
+    down_block_types=("DownBlock2D",),
+    up_block_types=("UpBlock2D",),
+    mid_block_type=None,
+)
 DDPM = SchedulerConfig(clip_sample=True)
+ADAMW = {  # the numbers of `_core.adamw_step`
+    "step": 1,
+    "learning_rate": 1e-3,
+    "beta1": 0.9,
+    "beta2": 0.99,
+    "epsilon": 1e-8,
+    "weight_decay": 0.0,
+    "max_grad_norm": 1.0,
+    "ema_decay": 0.9,
+}
 
 
 def tensors(config: Any = CONFIG, seed: int = 0) -> dict[str, Any]:

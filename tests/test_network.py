@@ -34,6 +34,20 @@ def test_network_load_names_every_problem_and_changes_nothing():
     np.testing.assert_array_equal(network.weights, before)
 
 
+@pytest.mark.parametrize("problem", ["missing", "unexpected", "misshapen"])
+def test_network_load_refuses_each_problem_alone(problem):
+    network = make_teacher().model
+    before, given = network.weights.copy(), tensors(seed=3)
+    if problem == "missing":
+        del given["conv_in.bias"]
+    else:
+        name = {"unexpected": "extra", "misshapen": "conv_out.bias"}[problem]
+        given[name] = np.zeros((1, 1), "f4")  # would broadcast
+    with pytest.raises(FormatError, match=rf"{problem}: (?!none)"):
+        network.load(given)
+    np.testing.assert_array_equal(network.weights, before)
+
+
 def test_chunks_give_the_same_images():
     student = make_student()
     whole = student.sample(10)
@@ -80,18 +94,24 @@ def inputs(count):
     return rng.standard_normal(shape).astype(np.float32), np.full(count, 500.0), labels
 
 
-def test_packed_weights_follow_the_weights():
-    net = network_with_weights(0)
+@pytest.mark.parametrize("kernel", ["direct", "winograd"])
+def test_packed_weights_follow_the_weights(kernel):
+    net, plain = network_with_weights(0), network_with_weights(0)
     for count in (1, 3, 1):
         x, t, labels = inputs(count)
+        plain.forward(x, t, labels)
+        able = [key for key in plain.kernels if " s1 " in key]  # winograd knows no stride
+        for each in (net, plain):
+            each.pin_kernels(plain.kernels | dict.fromkeys(able, kernel))
+            each.keep_packed(each is net)
         for _ in range(2):
-            net.keep_packed(False)
-            plain = net.forward(x, t, labels)
-            net.keep_packed(True)
+            expected = plain.forward(x, t, labels)
             for _ in range(2):  # packs, then finds them packed
-                np.testing.assert_allclose(net.forward(x, t, labels), plain, atol=1e-5)
-            net.weights[:] *= 1.5
-            net.weights_changed()
+                np.testing.assert_allclose(net.forward(x, t, labels), expected, atol=1e-5)
+            for each in (net, plain):  # packs that are kept are out of date now
+                each.weights[:] *= 1.5
+                each.weights_changed()
+        assert net.kernels[able[1]] == kernel
 
 
 def test_networks_that_share_an_arena_compute_what_they_did_alone():

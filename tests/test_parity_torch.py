@@ -60,7 +60,8 @@ def torch_side(command: str, source: object, target: Path) -> dict[str, Any]:
         text, source = json.dumps(source), target.with_suffix(".json")
         source.write_text(text)
     environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
-    environment.pop("PYTHONWARNINGS", None)
+    for name in ("PYTHONWARNINGS", "LD_PRELOAD"):  # a sanitizer is for us, not for PyTorch
+        environment.pop(name, None)
     done = subprocess.run(
         [sys.executable, str(SIDE), command, str(source), str(target)],
         env=environment,

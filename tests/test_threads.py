@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import inspect
+import re
 import threading
 
 import numpy as np
 import pytest
-from models import CONFIG, PLAIN, make, make_teacher, noise
+from models import ADAMW, CONFIG, LEAST, PLAIN, make, make_teacher, noise, save_teacher
 from test_student import make_student
 
-from boot import _core
+from boot import Distiller, Student, Teacher, _core
 from boot.safetensors_io import load_tensors, save_tensors
 from boot.schedule import Schedule
 
@@ -18,14 +20,14 @@ X, PER_IMAGE = noise(2), np.full(2, 0.5)
 VECTOR = np.linspace(0, 1, 5000, dtype=np.float32)
 
 
-def together(function):
+def together(function, rounds=ROUNDS):
     """Call function(i) in eight threads behind a barrier, some rounds; their results by thread."""
     barrier = threading.Barrier(THREADS, timeout=60)
     results, problems = [[] for _ in range(THREADS)], []
 
     def work(i):
         try:
-            for _ in range(ROUNDS):
+            for _ in range(rounds):
                 barrier.wait()
                 results[i].append(function(i))
         except BaseException as problem:
@@ -45,9 +47,7 @@ def together(function):
 
 def adamw():
     state = [VECTOR.copy() for _ in range(4)]
-    numbers = {"learning_rate": 1e-3, "beta1": 0.9, "beta2": 0.99, "epsilon": 1e-8,
-               "weight_decay": 0.0, "max_grad_norm": 1.0, "ema_decay": 0.9}  # fmt: skip
-    _core.adamw_step(*state, None, step=1, **numbers)
+    _core.adamw_step(*state, None, **ADAMW)
     return state[0]
 
 
@@ -56,10 +56,12 @@ SHARED = {  # functions without state, or on objects that only read
     "diffuse": lambda i: _core.diffuse(X, X, PER_IMAGE, PER_IMAGE),
     "guide": lambda i: _core.guide(X, X, PER_IMAGE),
     "signal_step": lambda i: _core.signal_step(X, X, PER_IMAGE),
+    "signal_step_heun": lambda i: _core.signal_step_heun(X, X, -X, PER_IMAGE),
     "signal_from_output": lambda i: _core.signal_from_output(
         "epsilon", X, X, PER_IMAGE, PER_IMAGE, 1.0
     ),
     "weighted_mse": lambda i: _core.weighted_mse(X, -X, PER_IMAGE)[1],
+    "weighted_huber": lambda i: _core.weighted_huber(X, -X, PER_IMAGE, 0.1)[1],
     "adamw_step": lambda i: adamw(),
     "alphas_cumprod": lambda i: _core.alphas_cumprod("linear", 99, 1e-4, 0.02, None, True),
     "op_forward": lambda i: _core.op_forward("activation", {"x": X}, {"act": 1}),
@@ -71,9 +73,96 @@ SHARED = {  # functions without state, or on objects that only read
     ),
     "schedule": lambda i: Schedule.from_config(TEACHER.scheduler).alphas_cumprod,
     "parameters": lambda i: len(TEACHER.model.core.parameters),
+    "ops": lambda i: sorted(_core.ops()),
+    "conv_kernels": lambda i: _core.conv_kernels(),
+    "bench_conv": lambda i: _core.bench_conv(1, 8, 8, 8, 8, 3, 1, 1, 1, "direct", 0, 1) > 0,
+    "get_num_threads": lambda i: _core.get_num_threads(),
+    "set_num_threads": lambda i: _core.set_num_threads(_core.get_num_threads()) or 0,
     "show_config": lambda i: sorted(_core.show_config()),
-    "create": lambda i: make_teacher(PLAIN).model.weights.copy(),
+    "UNet2D": lambda i: make_teacher(PLAIN).model.weights.copy(),
 }
+
+
+METHODS = {  # of one network that all threads use
+    "parameters": lambda net: net.parameters,
+    "weights": lambda net: net.weights.sum(),
+    "grads": lambda net: net.grads.sum(),
+    "kernels": lambda net: net.kernels,
+    "timed_kernels": lambda net: net.timed_kernels,
+    "memory": lambda net: net.memory(),
+    "hint_kernels": lambda net: net.hint_kernels({}),
+    "pin_kernels": lambda net: net.pin_kernels({}),
+    "weights_changed": lambda net: net.weights_changed(),
+    "configure": lambda net: net.configure(keep_packed=True),
+    "share_arena": lambda net: net.share_arena(TEACHER.model.core),
+    "plan": lambda net: net.plan(2, 8, 8, True),
+    "profile": lambda net: net.profile(1, 8, 8, False, 1),
+    "forward": lambda net: net.forward(X, 500 * PER_IMAGE),
+    "backward": lambda net: (net.forward(X, 500 * PER_IMAGE, train=True), net.backward(X)),
+}
+
+
+def test_no_public_call_is_forgotten():
+    def public(*places):
+        return {name for place in places for name in dir(place) if not name.startswith("_")}
+
+    assert public(_core) <= set(SHARED) | {"conv2d", "schedule", "parameters"}
+    assert public(_core.UNet2D) == set(METHODS)
+    calls = set(re.findall(r"\.(\w+)", inspect.getsource(everything)))
+    assert public(Teacher, Student, Distiller) <= calls
+
+
+def test_every_method_of_one_network_from_eight_threads_is_refused_or_right():
+    teacher = make_teacher(PLAIN)
+    expected = teacher.model.core.forward(X, 500 * PER_IMAGE)
+    names = list(METHODS)
+
+    def call(i):
+        for j in range(len(names)):
+            try:
+                result = METHODS[names[(i + j) % len(names)]](teacher.model.core)
+            except RuntimeError as problem:
+                assert re.search("in another thread|no training forward", str(problem))
+            else:
+                if names[(i + j) % len(names)] == "forward":
+                    np.testing.assert_allclose(result, expected, atol=1e-5)
+
+    together(call)
+    found = teacher.model.core.forward(X, 500 * PER_IMAGE)
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+def everything(folder):
+    """Every public call of a teacher, a distiller and a student of this thread's own."""
+    saved = save_teacher(folder / "teacher", LEAST)
+    teacher, t = Teacher.from_pretrained(saved), np.full(2, 0.5)
+    teacher.check_can_sample()
+    assert teacher.fingerprint and teacher.network and teacher.num_classes is None
+    x, _ = teacher.inputs(2, seed=1)
+    guidance = teacher.guidance(1.0, teacher.null_class_label)
+    Teacher.from_callable(
+        lambda x, t, labels: teacher.signal(x, t / 1000, guidance=guidance),
+        prediction_type="sample", schedule=teacher.scheduler, sample_shape=(1, 8, 8),
+    ).sample(1, num_inference_steps=1)  # fmt: skip
+    run = make(teacher=teacher, output_dir=str(folder / "run"), max_train_steps=2)
+    run.plan(timed=False), run.step(), run.save_checkpoint(), run.fit()
+    run.check(), run.evaluate(2)
+    run.student.save_pretrained(folder / "student")
+    student = Student.from_pretrained(folder / "student")
+    assert student.num_classes is None
+    eps, _ = student.inputs(2, seed=1)
+    student.backward(student.signal_train(eps, t))
+    student.check_scales(None, 2), student.with_guidance(1.0), student.clipped(eps)
+    refined = student.refine(teacher, 2, num_teacher_steps=1, seed=1)
+    Student.from_teacher(teacher, student.info)
+    return [x, student.signal(eps, t), student.sample(2), student.resample(2, t=0.5), refined]
+
+
+def test_every_public_call_in_eight_threads_does_what_it_does_alone(tmp_path):
+    expected = everything(tmp_path / "alone")
+    for results in together(lambda i: everything(tmp_path / f"thread-{i}"), rounds=1):
+        for found, wanted in zip(results[0], expected, strict=True):
+            np.testing.assert_allclose(found, wanted, rtol=1e-3, atol=1e-3)
 
 
 @pytest.mark.parametrize("name", SHARED)

@@ -23,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import numpy as np
 from cases import CASES, attrs_of, make_inputs
-from models import CONFIG, PLAIN, make, make_teacher, noise, pin_like, save_teacher
+from models import ADAMW, CONFIG, LEAST, make, make_teacher, noise, pin_like, save_teacher
 
 from boot import _core
 from boot.network import Network
@@ -121,17 +121,7 @@ def optimiser() -> Call:
     state = [np.full(5000, v, np.float32) for v in (0.5, 0.1, 0.0, 0.0, 0.5)]
 
     def call() -> Any:
-        _core.adamw_step(
-            *state,
-            step=1,
-            learning_rate=1e-3,
-            beta1=0.9,
-            beta2=0.99,
-            epsilon=1e-8,
-            weight_decay=0.0,
-            max_grad_norm=1.0,
-            ema_decay=0.9,
-        )
+        _core.adamw_step(*state, **ADAMW)
         return state[0].copy()
 
     return call
@@ -139,7 +129,7 @@ def optimiser() -> Call:
 
 def distiller_step() -> Call:
     """A whole training step."""
-    distiller = make(PLAIN)
+    distiller = make(LEAST)
     if DISTILLER:
         pin_like(distiller, DISTILLER[0])
     else:
@@ -154,7 +144,7 @@ def distiller_step() -> Call:
 
 def sampling() -> Call:
     """Two steps of a teacher."""
-    teacher = make_teacher(PLAIN)
+    teacher = make_teacher(LEAST)
     return lambda: teacher.sample(2, num_inference_steps=2)
 
 
@@ -166,14 +156,14 @@ def loading(folder: Path) -> Call:
 def save(folder: Path) -> Call:
     """A student to a folder and back."""
     if not folder.exists():
-        make(PLAIN).student.save_pretrained(folder)
+        make(LEAST).student.save_pretrained(folder)
     return lambda: Student.from_pretrained(folder).model.weights.copy()
 
 
 def entry_points() -> dict[str, Callable[[], Call]]:
     """{name: function that makes a fresh call}."""
     folder = Path(tempfile.mkdtemp())
-    teacher = save_teacher(folder / "teacher", PLAIN)
+    teacher = save_teacher(folder / "teacher", LEAST)
     points: dict[str, Callable[[], Call]] = {
         "create": lambda: lambda: _core.UNet2D(CORE_CONFIG).weights.size,
         "grads": bound(lambda core: core.grads.size),

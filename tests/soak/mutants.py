@@ -24,7 +24,7 @@ from mutants import MUTANTS, Mutant
 ROOT = Path(__file__).resolve().parent.parent.parent
 
 COPIED = ("boot", "csrc", "tests", "setup.py", "pyproject.toml", "README.md", "LICENSE")
-TIMEOUT_S = 300  # a mistake may also make a loop endless: that is noticed too
+TIMEOUT_S = 900  # a mistake may also make a loop endless: that is noticed too
 
 
 def build(tree: Path) -> bool:
@@ -36,7 +36,7 @@ def build(tree: Path) -> bool:
 def passes(tree: Path, tests: str) -> tuple[bool, str]:
     """Whether the tests pass in the tree, and what they said last."""
     environment = {**os.environ, "PYTHONPATH": str(tree), "PYTHONDONTWRITEBYTECODE": "1"}
-    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider"]
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-n", "0", "-p", "no:cacheprovider"]
     try:
         done = subprocess.run(
             [*command, *shlex.split(tests)],
