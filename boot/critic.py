@@ -44,6 +44,16 @@ class Pull(NamedTuple):
     gradient: Images
 
 
+def alone(config: DistillConfig) -> int:
+    """Return for how many of its first updates the critic only learns."""
+    return min(MOST_ALONE, int((1 - config.correction_start) * config.max_train_steps / 4))
+
+
+def takes_part(config: DistillConfig, step: int) -> bool:
+    """Whether there is a critic in a step counted from 0."""
+    return step >= config.correction_start * config.max_train_steps
+
+
 class Critic:
     """The second network of a run with its optimiser's moments; see the top of this file."""
 
@@ -57,32 +67,30 @@ class Critic:
         self.m = np.zeros_like(self.model.weights)
         self.v = np.zeros_like(self.model.weights)
         self.rows = max(1, round(config.train_batch_size * (config.correction_fraction or 0.0)))
-        self._config, self._teacher, self._clip = config, teacher, clip
+        self._teacher, self._clip = teacher, clip
         # A network that is not the teacher's has no output of its own yet.
         own = start is not teacher.network
         self._prediction_type = "v_prediction" if own else teacher.prediction_type
         self._guidance = teacher.guidance(config.correction_guidance_scale, config.null_class_label)
         self._indices = Schedule.from_config(teacher.scheduler)
 
-    def alone(self) -> int:
-        """Return for how many of its first updates the critic only learns."""
-        config = self._config
-        return min(MOST_ALONE, int((1 - config.correction_start) * config.max_train_steps / 4))
-
-    def starts(self, step: int) -> bool:
-        """Whether it takes part in a step counted from 0."""
-        return step >= self._config.correction_start * self._config.max_train_steps
-
     def judge(
-        self, images: Images, labels: NDArray[Any] | None, step: int, updates: int, grid: int | None
+        self,
+        config: DistillConfig,
+        images: Images,
+        labels: NDArray[Any] | None,
+        step: int,
+        updates: int,
+        grid: int | None,
     ) -> Pull:
         """Learn from images of the student, (rows,C,H,W), and say where to pull them.
 
+        config: of the run, whose max_train_steps may have changed since the critic was made.
         The gradient of the critic's own loss is left in its network, for `update`. updates: those
         that it has seen. grid: the timesteps of networks that know whole ones only. Raises
         FloatingPointError if a number is not finite.
         """
-        n, t = self._draw(images.shape, step, grid)
+        n, t = _draw(config, images.shape, step, grid)
         teacher = self._teacher
         alpha, sigma = teacher.schedule.alpha_sigma(t)
         x = diffuse(teacher.schedule, images, n, t)
@@ -98,21 +106,12 @@ class Critic:
         self.model.backward(error * np.float32(2.0 / error.size))
         check_computed("the critic's gradient", self.model.core.grads)
         scale = np.abs(images - wanted).mean(axis=(1, 2, 3), keepdims=True) + np.float32(1e-3)
-        weight = 0.0 if updates < self.alone() else float(self._config.correction_weight or 0.0)
+        weight = 0.0 if updates < alone(config) else float(config.correction_weight or 0.0)
         gradient = (found - wanted) / scale * np.float32(weight / images.size)
         return Pull(float(np.mean(np.square(error), dtype=np.float64)), gradient)
 
-    def _draw(self, shape: tuple[int, ...], step: int, grid: int | None) -> tuple[Images, Float64]:
-        seed, t_max = self._config.seed, float(self._config.t_max or 1.0)
-        low = min(max(LOWEST_T, self._config.t_min), t_max)
-        n = normal(seed, Stream.CORRECTION_NOISE, step, 0, shape)
-        share = 1.0 - uniform(seed, Stream.CORRECTION_TIME, step, 0, shape[0])
-        t = low + share * (t_max - low)
-        return n, t if grid is None else np.ceil(t * grid) / grid
-
-    def update(self, updates: int) -> None:
+    def update(self, config: DistillConfig, updates: int) -> None:
         """Do an optimiser step with the gradient of the last `judge`, after `updates` earlier."""
-        config = self._config
         _core.adamw_step(
             self.model.weights,
             self.model.core.grads,
@@ -133,6 +132,18 @@ class Critic:
     def buffers(self) -> dict[str, NDArray[np.float32]]:
         """Return what a checkpoint holds of it."""
         return {"critic": self.model.weights, "critic_m": self.m, "critic_v": self.v}
+
+
+def _draw(
+    config: DistillConfig, shape: tuple[int, ...], step: int, grid: int | None
+) -> tuple[Images, Float64]:
+    """Draw the noise and the times of a step."""
+    t_max = float(config.t_max or 1.0)
+    low = min(max(LOWEST_T, config.t_min), t_max)
+    n = normal(config.seed, Stream.CORRECTION_NOISE, step, 0, shape)
+    share = 1.0 - uniform(config.seed, Stream.CORRECTION_TIME, step, 0, shape[0])
+    t = low + share * (t_max - low)
+    return n, t if grid is None else np.ceil(t * grid) / grid
 
 
 def output_of(prediction_type: str, y: Images, n: Images, alpha: Float64, sigma: Float64) -> Images:

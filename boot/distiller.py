@@ -20,7 +20,7 @@ from boot.check import CheckReport, check
 from boot.checkpoint import resolve_resume
 from boot.config import DistillConfig
 from boot.correction import Advance, Aims
-from boot.critic import Critic, Pull
+from boot.critic import Critic, Pull, takes_part
 from boot.draws import Draw, draw_step
 from boot.errors import ConfigError, check_computed, check_int, shown, type_name
 from boot.evaluation import evaluate_student
@@ -210,17 +210,17 @@ class Distiller:
 
     def _judged_rows(self, corrected: bool | None) -> int:
         """How many images of the student the critic sees in this step."""
-        if self._critic is None:
-            return 0
-        now = self._critic.starts(self.state.step) if corrected is None else corrected
-        return self._critic.rows if now else 0
+        now = takes_part(self.config, self.state.step) if corrected is None else corrected
+        return self._critic.rows if now and self._critic is not None else 0
 
     def _judge(self, images: Images, draw: Draw) -> Pull:
         """What the critic says about images, if there are any; here its gradient is made."""
         if self._critic is None or len(images) == 0:
             return Pull(None, images)
         done = self.state.critic_updates
-        return self._critic.judge(images, draw.labels, self.state.step, done, self._grid)
+        return self._critic.judge(
+            self.config, images, draw.labels, self.state.step, done, self._grid
+        )
 
     def _delta(self) -> float:
         """The step of the Signal-ODE now, on the grid of a network that knows whole steps only."""
@@ -282,7 +282,7 @@ class Distiller:
         model.weights_changed()
         self._average.model.weights_changed()
         if self._critic is not None and losses.critic is not None:
-            self._critic.update(self.state.critic_updates)
+            self._critic.update(config, self.state.critic_updates)
         return norm
 
     # ------------------------------------------------------------------------------- one step

@@ -10,7 +10,7 @@ from models import PLAIN, SMALL, assert_same, make, make_teacher, noise, poison,
 from test_continuous import ALL as CONTINUOUS
 
 from boot import Distiller, _core, toy
-from boot.critic import output_of
+from boot.critic import alone, output_of
 from boot.errors import ConfigError
 from boot.noise import Stream, normal, uniform
 
@@ -44,7 +44,7 @@ def test_judge_is_what_its_equations_say(prediction_type):
     critic, images = run._critic, noise(3, seed=4)
     critic.model.weights[...] *= np.float32(0.9)  # so that critic and teacher differ
     critic.model.weights_changed()
-    pull = critic.judge(images, LABELS, 7, critic.alone(), None)
+    pull = critic.judge(run.config, images, LABELS, 7, alone(run.config), None)
     n = normal(5, Stream.CORRECTION_NOISE, 7, 0, images.shape)
     t_max = run.config.t_max
     t = 0.02 + (1.0 - uniform(5, Stream.CORRECTION_TIME, 7, 0, 3)) * (t_max - 0.02)
@@ -64,7 +64,7 @@ def test_judge_is_what_its_equations_say(prediction_type):
 def test_the_critics_gradient_is_that_of_its_loss():
     run = make(**ON, correction_fraction=0.5)
     critic, images = run._critic, noise(3, seed=4)
-    critic.judge(images, LABELS, 0, 0, None)
+    critic.judge(run.config, images, LABELS, 0, 0, None)
     gradient = critic.model.core.grads.copy()
     name = "mid_block.resnets.0.conv1.weight"
     offset = next(o for n, _, o in critic.model.core.parameters if n == name)
@@ -76,22 +76,22 @@ def test_the_critics_gradient_is_that_of_its_loss():
     for sign in (-1, 1):
         critic.model.weights[...] = base + np.float32(sign * step) * direction
         critic.model.weights_changed()
-        losses.append(critic.judge(images, LABELS, 0, 0, None).loss)
+        losses.append(critic.judge(run.config, images, LABELS, 0, 0, None).loss)
     slope = (losses[1] - losses[0]) / (2 * step)
     assert slope == pytest.approx(np.linalg.norm(gradient[part]), rel=0.02)
 
 
 def test_the_critic_learns_alone_first_and_then_pulls_the_first_rows():
     run = make(**{**ON, "max_train_steps": 40}, correction_fraction=0.5)
-    assert run._critic.alone() == 10
+    assert alone(run.config) == 10
     for _ in range(5):
         run.step()
     plain = run._loss_and_gradient(run._draw(), corrected=False)
-    alone = run._loss_and_gradient(run._draw())
-    assert plain.critic is None and alone.critic > 0
+    first = run._loss_and_gradient(run._draw())
+    assert plain.critic is None and first.critic > 0
     rows = run.config.train_batch_size + run._boundary_rows
-    assert len(alone.gradient) == rows + 3 and not alone.gradient[rows:].any()
-    np.testing.assert_allclose(alone.gradient[:rows], plain.gradient, rtol=1e-3, atol=1e-6)
+    assert len(first.gradient) == rows + 3 and not first.gradient[rows:].any()
+    np.testing.assert_allclose(first.gradient[:rows], plain.gradient, rtol=1e-3, atol=1e-6)
     run.state.critic_updates = 10
     pulled = run._loss_and_gradient(run._draw()).gradient[rows:]
     assert (np.abs(pulled).max(axis=(1, 2, 3)) > 0).all()
@@ -106,6 +106,12 @@ def test_the_critic_sets_in_at_its_part_of_the_run(tmp_path):
     assert ["loss_critic" in line for line in logs] == [False] * 4 + [True] * 4
     assert run.state.critic_updates == 4
     assert not np.array_equal(run._critic.model.weights, start)
+
+
+def test_it_sets_in_by_the_steps_that_fit_is_asked_for():
+    run = make(**{**ON, "correction_start": 0.5, "max_train_steps": 1000})
+    run.fit(max_train_steps=8)
+    assert run.state.critic_updates == 4
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
@@ -152,10 +158,10 @@ def test_images_like_the_teachers_are_pulled_less_and_less_on_any_schedule(sched
     options = {**SMALL, **ON, "train_batch_size": 128, "correction_learning_rate": 1e-2}
     run = Distiller(teacher, student=toy.small_network(teacher), **options)
     images, pulls = teacher.sample(run._critic.rows, num_inference_steps=20, seed=1), []
-    for i in range(run._critic.alone(), 150):
-        pull = run._critic.judge(images, None, i, i, None)
+    for i in range(alone(run.config), 150):
+        pull = run._critic.judge(run.config, images, None, i, i, None)
         pulls.append(float(np.linalg.norm(pull.gradient)))
-        run._critic.update(i)
+        run._critic.update(run.config, i)
     assert np.median(pulls[-30:]) < 0.6 * np.median(pulls[:3])
 
 
