@@ -7,22 +7,20 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-import resource
-import sys
-import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from boot import _core
 from boot.errors import TeacherError, check_labels
 from boot.guidance import Guidance
 from boot.htmlparts import bullets, facts_table
 from boot.network import Images
+from boot.plan import make_plan
 from boot.probe import SCHEDULE_LIMIT, TYPE_LIMIT, Evidence, Probe, time_of
 from boot.schedule import Schedule
 from boot.scheduler_config import TEACHER_PREDICTIONS
+from boot.sizes import size_text
 
 if TYPE_CHECKING:
     from boot.distiller import Distiller
@@ -33,8 +31,8 @@ SCHEDULES: dict[str, dict[str, Any]] = {
     "squaredcos_cap_v2": {"beta_schedule": "squaredcos_cap_v2"},
     "sigmoid": {"beta_schedule": "sigmoid", "beta_start": 1e-4, "beta_end": 0.02},
 }
-SUSPICIOUS = 0.6  # error ratio from which on other prediction types are tried
-CLEARLY_BETTER = 0.6  # another declaration is named if its error is below this part of ours
+CLEARLY_BETTER = 0.6  # another declaration is named if its score is below this part of ours
+MIXING_WARNING = 0.1  # mixing score of a teacher that no declaration of its type explains
 TERMINAL_LIMIT = 0.15  # alpha / sigma at t_max: more, and pure noise is not where the ODE starts
 RANGE_LIMIT = 1.2  # of unclipped images: samples are clipped to [-1, 1]
 SAME = 1e-6  # relative difference of outputs below which something has no influence
@@ -191,14 +189,18 @@ def _difference(a: Images, b: Images) -> float:
 
 def _check_influences(distiller: Distiller, probe: Probe, report: CheckReport) -> bool:
     """Check that image, class and guidance matter; return whether the output depends on x."""
-    t = time_of(distiller.teacher.schedule, 1.0)
-    x = probe.noise[0]
+    # Two levels: a flow network of Gaussian data, say, is constant at one alone.
+    times = [time_of(distiller.teacher.schedule, level) for level in (1.0, 0.5)]
+    x, labels, t = probe.noise[0], probe.labels, times[0]
     output = probe.output(x, t)
-    labels = probe.labels
     if _difference(output, probe.output(probe.noise[1], t)) < SAME:
-        message = f"the teacher's output does not depend on the image (seen at t = {t:g})"
-        report.problems.append(Finding("constant_teacher", message))
-        return False
+        t = times[1]
+        output = probe.output(x, t)
+        if _difference(output, probe.output(probe.noise[1], t)) < SAME:
+            message = "the teacher's output does not depend on the image (seen at t = "
+            message += " and ".join(f"{time:g}" for time in times) + ")"
+            report.problems.append(Finding("constant_teacher", message))
+            return False
     if labels is None or len(np.unique(labels)) < 2:
         return True
     if _difference(output, probe.output(x, t, np.roll(labels, 1))) < SAME:
@@ -222,29 +224,35 @@ def _check_influences(distiller: Distiller, probe: Probe, report: CheckReport) -
 
 
 def _check_type(probe: Probe, evidence: Evidence, report: CheckReport, quick: bool) -> None:
-    score, declared = evidence.type_score, probe.teacher.prediction_type
-    report.facts["denoising_error"] = score
-    if score < SUSPICIOUS and evidence.schedule_score < SCHEDULE_LIMIT:
+    score, mixing = evidence.type_score, evidence.mixing_score
+    declared = probe.teacher.prediction_type
+    report.facts["denoising_error"], report.facts["mixing_error"] = score, mixing
+    if evidence.fits:
         return
     others = {
-        kind: probe.evidence(kind, quick=quick, shifts=(1.0,)).type_score
+        kind: probe.evidence(kind, quick=quick, shifts=(1.0,))
         for kind in TEACHER_PREDICTIONS
         if kind != declared
     }
-    best = min(others, key=lambda kind: others[kind])
+    best = min(others, key=lambda kind: others[kind].mixing_score)
     found = f"denoising its own images, the {declared} teacher errs {score:.3g} times as much as a "
     found += "linear filter"
-    if others[best] < min(1.0, CLEARLY_BETTER * score):
+    other = others[best]
+    limit = min(MIXING_WARNING, CLEARLY_BETTER * mixing)
+    if other.type_score < TYPE_LIMIT and other.mixing_score < limit:
         message = (
-            f"prediction_type {declared!r} does not fit: {found}; read as {best!r} it errs "
-            f"{others[best]:.3g} times as much"
+            f"prediction_type {declared!r} does not fit: {found}, and {np.expm1(mixing):.1%} more "
+            f"than with its input mixed in; read as {best!r} it errs {other.type_score:.3g} times "
+            f"as much, and {np.expm1(other.mixing_score):.1%} more"
         )
         report.problems.append(Finding("prediction_type", message))
         return
-    if score < TYPE_LIMIT:
+    if score < TYPE_LIMIT and mixing < MIXING_WARNING:
         return
-    message = f"{found}, and no other prediction type fits better: is it trained, and its "
-    message += "noise schedule the right one?"
+    message = (
+        f"{found}, and {np.expm1(mixing):.0%} more than with its input mixed in, and no other "
+    )
+    message += "prediction type fits: is it trained, and its noise schedule the right one?"
     report.warnings.append(Finding("no_denoiser", message))
 
 
@@ -295,42 +303,17 @@ def _check_range(distiller: Distiller, evidence: Evidence, report: CheckReport) 
 
 
 def _cost(distiller: Distiller) -> dict[str, Any]:
-    """Time one training step without its update: the first one plans, the second is timed."""
-    model = distiller._training.model
-    seconds = 0.0
-    for _ in range(2):
-        start = time.perf_counter()
-        losses = distiller._loss_and_gradient(distiller._draw())
-        distiller._training.backward(losses.gradient)
-        seconds = time.perf_counter() - start
-    seconds += _optimiser_seconds(model.weights.size)
+    """Rehearse a few steps without changing the run: see `plan`."""
+    plan = make_plan(distiller)
+    seconds = plan.seconds_per_step or 0.0
     left = max(0, distiller.config.max_train_steps - distiller.state.step)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return {
         "seconds_per_step": seconds,
         "predicted_seconds": seconds * left,
         "predicted_time": f"{_duration(seconds * left)} for {left} steps",
-        "peak_memory_bytes": peak if sys.platform == "darwin" else peak * 1024,
+        "peak_bytes": plan.peak_bytes,
+        "peak_memory": size_text(plan.peak_bytes),
     }
-
-
-def _optimiser_seconds(parameters: int) -> float:
-    """Time the update on buffers of its own, a million parameters at most, and scale it up."""
-    size = min(parameters, 1_000_000)
-    buffers = [np.zeros(size, np.float32) for _ in range(5)]
-    start = time.perf_counter()
-    _core.adamw_step(
-        *buffers,
-        step=1,
-        learning_rate=0.0,
-        beta1=0.9,
-        beta2=0.99,
-        epsilon=1e-8,
-        weight_decay=0.0,
-        max_grad_norm=0.0,
-        ema_decay=0.9,
-    )
-    return (time.perf_counter() - start) * parameters / size
 
 
 def _duration(seconds: float) -> str:

@@ -1,10 +1,12 @@
 """Does a teacher behave as its declared prediction type and schedule say? Asked with noise alone.
 
 The teacher draws images by a short DDIM run; they are noised again with known noise at several
-levels, and the teacher denoises them. A right declaration passes two tests that a wrong one fails:
+levels, and the teacher denoises them. A right declaration passes tests that a wrong one fails:
 
-- *type*: the error is far below that of the best linear denoiser (Wiener), which knows nothing but
-  the images' variance v: error / (v n / (v + n)), n = (sigma/alpha)^2. A wrong type is worse.
+- *type*: the error is below that of the best linear denoiser (Wiener), which knows nothing but the
+  images' variance v: error / (v n / (v + n)), n = (sigma/alpha)^2.
+- *mixing*: no p f + q x denoises better than the signal f itself. What a teacher says is a mixture
+  of image and input; read as another type, another mixture would be the better image.
 - *schedule*: told another time than that of the noise it is given, the teacher denoises worse. If a
   neighbouring time does better, its noise levels are not those of the declared schedule.
 """
@@ -28,25 +30,33 @@ from boot.teacher import Teacher
 
 LEVELS = (0.2, 0.5, 1.0, 2.0, 4.0)  # noise levels sigma / alpha that are tried
 SHIFTS = (0.4, 0.63, 1.0, 1.6, 2.5)  # the network is told the time of level x shift
-QUICK_LEVELS, QUICK_SHIFTS = (0.5, 1.0, 4.0), (0.5, 1.0, 2.0)
-TOP_LEVEL, LAST_LEVEL = 20.0, 0.1  # between them the DDIM run spreads its steps
-STEPS = 10  # of the DDIM run that draws the images
+QUICK_LEVELS, QUICK_SHIFTS = (0.2, 0.5, 1.0, 4.0), (0.5, 1.0, 2.0)
+TOP_LEVEL, LAST_LEVEL = 20.0, 0.05  # between them the DDIM run spreads its steps
+STEPS = 16  # of the DDIM run that draws the images
+NUMBERS, MOST_IMAGES = 4096, 256  # values that all images together have, where so many images do
 FLOOR = 0.05  # of an error ratio: below it, differences mean nothing
 
-# Measured on the digits and fashion teachers: right 0.15 ... 0.32, wrong type 1.3 ... 180. A
+# Measured on the digits and fashion teachers: right 0.25 ... 0.30, wrong type 2.7 ... 45. A
 # teacher of Gaussian data can do no better than Wiener: 1.
 TYPE_LIMIT = 1.2
-# Right: 0 ... 0.02; cosine for linear 0.26, linear for cosine 0.74, sigmoid for linear 0.11.
-SCHEDULE_LIMIT = 0.04
+# Right: 0 ... 0.027 (images of 16 steps are not quite the teacher's own). Wrong: 0.04 and more.
+MIXING_LIMIT, MIXING_FLOOR = 0.033, 0.02
+# Right: 0 ... 0.016; wrong: cosine for linear 0.27, linear for cosine 0.60, sigmoid for it 0.11.
+SCHEDULE_LIMIT = 0.025
 
 
 @dataclass(frozen=True)
 class Evidence:
-    """What a probe found. errors: (levels, shifts) ratios to Wiener's error; images: (N,C,H,W)."""
+    """What a probe found.
+
+    errors: (levels, shifts) ratios to Wiener's error. mixed: (levels,) the same for the best
+    p f + q x at the declared times. images: (N,C,H,W).
+    """
 
     levels: tuple[float, ...]
     shifts: tuple[float, ...]
     errors: Float64
+    mixed: Float64
     images: Images
 
     @property
@@ -62,6 +72,22 @@ class Evidence:
         Infinite if the images or their denoised versions are not finite.
         """
         return float(self.declared.max())
+
+    @property
+    def mixing_score(self) -> float:
+        """Largest over levels of log(error / error of the best p f + q x): 0 for a perfect teacher.
+
+        Infinite if the images or their denoised versions are not finite.
+        """
+        if not np.isfinite(self.declared).all():
+            return float("inf")
+        ratio = (self.declared + MIXING_FLOOR) / (self.mixed + MIXING_FLOOR)
+        return float(np.log(ratio).max())
+
+    @property
+    def fits(self) -> bool:
+        """Whether the teacher behaves as the type that it was read as."""
+        return self.type_score < TYPE_LIMIT and self.mixing_score < MIXING_LIMIT
 
     @property
     def schedule_score(self) -> float:
@@ -86,7 +112,7 @@ class Probe:
         """Draw noise for enough images to tell; labels go through `options` in turn."""
         shape = teacher.model.image_shape()
         assert shape is not None  # resolve_config has refused such a teacher
-        count = int(np.clip(-(-4096 // np.prod(shape)), 8, 64))
+        count = int(np.clip(-(-NUMBERS // np.prod(shape)), 8, MOST_IMAGES))
         draws = [normal(0, Stream.CHECK_NOISE, i, 0, (count, *shape)) for i in (0, 1)]
         labels = None if options is None else options[np.arange(count) % len(options)]
         return cls(teacher, labels, t_max, (draws[0], draws[1]))
@@ -120,9 +146,10 @@ class Probe:
             images = self._images(kind, schedule)
             if not np.isfinite(images).all() or not _differ(images):
                 errors = np.full((len(levels), len(shifts)), np.inf)
+                mixed = errors[:, 0]
             else:
-                errors = self._errors(kind, schedule, images, levels, shifts)
-        return Evidence(levels, shifts, errors, images)
+                errors, mixed = self._errors(kind, schedule, images, levels, shifts)
+        return Evidence(levels, shifts, errors, mixed, images)
 
     def _images(self, kind: str, schedule: Schedule) -> Images:
         times = _times_by_level(schedule, self.t_max)
@@ -144,9 +171,9 @@ class Probe:
         images: Images,
         levels: tuple[float, ...],
         shifts: tuple[float, ...],
-    ) -> Float64:
+    ) -> tuple[Float64, Float64]:
         count, variance = len(images), float(np.var(images, dtype=np.float64))
-        errors = np.empty((len(levels), len(shifts)))
+        errors, mixed = np.empty((len(levels), len(shifts))), np.full(len(levels), np.inf)
         for row, level in enumerate(levels):
             t = np.full(count, time_of(schedule, level))
             alpha, sigma = schedule.alpha_sigma(t)
@@ -157,7 +184,18 @@ class Probe:
                 output = self.output(x, time_of(schedule, level * shift))
                 f = Clip().signal(kind, output, x, alpha, sigma)
                 errors[row, column] = np.mean((f - images) ** 2, dtype=np.float64) / wiener
-        return np.nan_to_num(errors, nan=np.inf)
+                if shift == 1.0 and np.isfinite(f).all():
+                    mixed[row] = _best_mixture_error(f, x, images) / wiener
+        return np.nan_to_num(errors, nan=np.inf), mixed
+
+
+def _best_mixture_error(f: Images, x: Images, images: Images) -> float:
+    """Return the least mean square of p f + q x - images over all numbers p and q."""
+    columns = np.stack([f.ravel(), x.ravel()], axis=1).astype(np.float64)
+    columns /= np.sqrt((columns**2).sum(0)) + 1e-30
+    wanted = images.ravel().astype(np.float64)
+    best = np.linalg.lstsq(columns, wanted, rcond=1e-6)[0]
+    return float(np.mean((columns @ best - wanted) ** 2))
 
 
 def _differ(images: Images) -> bool:

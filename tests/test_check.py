@@ -14,7 +14,7 @@ from boot.cli import main
 from boot.demo import TEACHER_FOLDER
 from boot.distiller import Distiller
 from boot.errors import TeacherError
-from boot.probe import SCHEDULE_LIMIT, TYPE_LIMIT, Probe
+from boot.probe import MIXING_LIMIT, SCHEDULE_LIMIT, TYPE_LIMIT, Probe
 from boot.schedule import Schedule
 from boot.scheduler_config import SchedulerConfig
 from boot.teacher import Teacher
@@ -89,7 +89,9 @@ def test_a_good_teacher_has_no_findings(digits):
     assert not report.warnings
     assert report.facts["denoising_error"] < 0.5
     assert report.facts["schedule_error"] < SCHEDULE_LIMIT / 2
+    assert report.facts["mixing_error"] < MIXING_LIMIT / 2
     assert report.facts["seconds_per_step"] > 0
+    assert report.facts["peak_bytes"] > 0
     assert "default" in report.facts["t_max"]
 
 
@@ -98,7 +100,7 @@ def test_a_good_teacher_has_no_findings(digits):
 @pytest.mark.parametrize("kind", TYPES)
 def test_every_right_declaration_passes(kind, process, spread):
     evidence = mixture_probe((kind, process), (kind, process), spread).evidence()
-    assert evidence.type_score < TYPE_LIMIT
+    assert evidence.fits
     assert evidence.schedule_score < SCHEDULE_LIMIT
 
 

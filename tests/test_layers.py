@@ -42,8 +42,8 @@ LAYERS = [
     critic export resolve
     refine
     student checkpoint callbacks probe student_init toy
-    resume check plan
-    steps
+    resume plan
+    steps check
     evaluation describe latent
     pairs
     report
