@@ -47,10 +47,11 @@ def test_training_brings_the_student_to_the_teachers_ode(schedule, prediction_ty
     assert error() < ddim / 5
 
 
-def test_a_table_and_its_formula_teach_the_same():
-    # The cosine table is the continuous cosine schedule but for the cap of its last beta.
+@pytest.mark.parametrize("pair", [(COSINE, CONTINUOUS[0]), (LINEAR, CONTINUOUS[1])])
+def test_a_table_and_its_formula_teach_the_same(pair):
+    # The tables are the continuous schedules but for the cap of a last beta, and steps of 1/1000.
     students = []
-    for schedule in (COSINE, CONTINUOUS[0]):
+    for schedule in pair:
         teacher = MIXTURE.teacher(schedule, "v_prediction")
         run = Distiller(teacher, student=toy.small_network(teacher), **TRAINING)
         for _ in range(100):
