@@ -228,13 +228,13 @@ def test_mutated_files_either_load_or_raise_a_boot_error(path):
             else:
                 bad[position:position] = rng.choice([b"0", b"9" * 9, b"[", b'"', b"{", b"-", b","])
         path.write_bytes(bad)
-        started = time.perf_counter()
+        started = time.process_time()  # a busy machine is no hang
         try:
             load_tensors(path)
             outcomes["loaded"] += 1
         except BootError:
             outcomes["refused"] += 1
-        assert time.perf_counter() - started < 1.0
+        assert time.process_time() - started < 1.0
     assert outcomes["refused"] > 2000 and outcomes["loaded"] > 10
 
 
