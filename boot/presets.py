@@ -29,12 +29,20 @@ PRESETS: dict[str, Preset] = {
         "digits teacher: Fréchet distance 0.33, recall 0.71, class accuracy 1.00",
     ),
     "default": Preset(
-        {}, "the defaults of DistillConfig", "not measured at its 2,200 steps; see docs/ablation.md"
+        {},
+        "the defaults of DistillConfig",
+        "digits teacher: Fréchet distance 0.22, recall 0.79, class accuracy 1.00",
     ),
     "quality": Preset(
-        {"max_train_steps": 4000, "ema_decay": 0.999},
+        {
+            "max_train_steps": 2500,
+            "solver": "midpoint",
+            "boundary_weight": 0.0,
+            "correction_start": 0.3,
+        },
         "the best images for the time",
-        "digits teacher: Fréchet distance 0.27, recall 0.75, class accuracy 1.00",
+        "digits teacher: Fréchet distance 0.18, recall 0.82, class accuracy 1.00; fashion: 0.60, "
+        "0.83, 0.91",
     ),
 }
 

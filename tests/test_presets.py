@@ -26,9 +26,12 @@ def test_overrides_win_and_guidance_follows_the_teacher():
     run = Distiller(make_teacher(), preset="quality", max_train_steps=3, train_batch_size=2)
     expected = preset_config("quality").replace(max_train_steps=3, train_batch_size=2)
     assert run.config.max_train_steps == 3
-    assert run.config.ema_decay == expected.ema_decay
+    assert run.config.solver == expected.solver
+    assert run.config.correction == "distribution"
     assert run.config.guidance_scale == 1.5
     assert Distiller(make_teacher(PLAIN), preset="quality").config.guidance_scale == 1.0
+    ranged = Distiller(make_teacher(), preset="quality", guidance_scale_max=3.0)
+    assert ranged.config.correction == "none"
 
 
 def test_bad_presets_are_refused():
@@ -45,7 +48,7 @@ def test_the_command_line_takes_a_preset(tmp_path, capsys):
     assert main([*command, "--preset", "quality", *flags]) == 0
     saved = json.loads((out / "distill_config.json").read_text())
     assert saved["max_train_steps"] == 2
-    assert saved["ema_decay"] == preset_config("quality").ema_decay
+    assert saved["solver"] == preset_config("quality").solver != DistillConfig().solver
     assert main([*command, "--preset", "zzz"]) == 1
     assert "preset must be one of" in capsys.readouterr().err
     assert main([*command, "--preset", "fast", "--config", "x.json"]) == 2
