@@ -26,7 +26,7 @@ PRESETS: dict[str, Preset] = {
     "fast": Preset(
         {"max_train_steps": 1000},
         "a first look",
-        "digits teacher: Fréchet distance 0.33, recall 0.71, class accuracy 1.00",
+        "digits teacher: Fréchet distance 0.27, recall 0.76, class accuracy 1.00",
     ),
     "default": Preset(
         {},

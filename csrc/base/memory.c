@@ -9,9 +9,9 @@
 enum { CACHE_LINE = 64, HUGE_PAGE = 2 << 20 };
 
 #ifdef __SANITIZE_ADDRESS__
-enum { MAPS = 0 }; /* the sanitizer fences in, and misses, only what malloc gave */
+enum { MAPS = 0, ROUND = 1, AFTER = 0 }; /* it fences in what malloc gave, to the last byte */
 #else
-enum { MAPS = 1 };
+enum { MAPS = 1, ROUND = CACHE_LINE, AFTER = CACHE_LINE };
 #endif
 
 /* Sits in the cache line before every block. */
@@ -35,7 +35,7 @@ static void *map_block(size_t bytes, block_header *header) {
 }
 
 boot_status boot_alloc(void **block, size_t bytes, bool zeroed, const char *what) {
-    const size_t whole = (bytes + CACHE_LINE - 1) / CACHE_LINE * CACHE_LINE + 2 * CACHE_LINE;
+    const size_t whole = CACHE_LINE + (bytes + ROUND - 1) / ROUND * ROUND + AFTER;
     block_header header = {NULL, 0};
     void *start = NULL;
     *block = NULL;
