@@ -37,8 +37,10 @@ def worker(name: str, folder: str, steps: int) -> None:
         tiny = write_teacher(CASES["digits"], Path(small) / "digits")
         boot.Distiller(tiny, train_batch_size=1).step()
     before = resident_bytes()
-    # The critic from the first step on: so every step is the same.
+    # The critic from the first step on, so every step is the same; and no copy to roll back to,
+    # which would be taken long after the last one.
     options = {"train_batch_size": case.batch, "max_train_steps": 10**6, "correction_start": 0.0}
+    options["checkpointing_steps"] = 0
     distiller = boot.Distiller(folder, **options)
     planned = distiller.plan()
     seconds = []
