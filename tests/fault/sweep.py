@@ -76,15 +76,15 @@ def bound(function: Callable[[Any], Any], **options: Any) -> Callable[[], Call]:
 
 def second_size() -> Call:
     """Forward of another size than the arena has."""
-    core = network()
+    core, larger = network(), noise(2, size=16)
     forward(core, X1)
-    return lambda: forward(core, noise(2, size=16))
+    return lambda: forward(core, larger)
 
 
 def packed() -> Call:
     """Forward with packed weights kept."""
     core = network()
-    core.keep_packed(True)
+    core.configure(keep_packed=True)
     return lambda: forward(core)
 
 
