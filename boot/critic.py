@@ -68,9 +68,9 @@ class Critic:
         self.v = np.zeros_like(self.model.weights)
         self.rows = max(1, round(config.train_batch_size * (config.correction_fraction or 0.0)))
         self._teacher, self._clip = teacher, clip
-        # A network that is not the teacher's has no output of its own yet.
-        own = start is not teacher.network
-        self._prediction_type = "v_prediction" if own else teacher.prediction_type
+        # A copy of the teacher means by its output what the teacher does; others learn v.
+        copied = start is teacher.network
+        self._prediction_type = teacher.prediction_type if copied else "v_prediction"
         self._guidance = teacher.guidance(config.correction_guidance_scale, config.null_class_label)
         self._indices = Schedule.from_config(teacher.scheduler)
 

@@ -127,28 +127,18 @@ def test_a_bad_number_in_the_critic_changes_nothing(value, caplog):
     assert "the critic's output has" in caplog.text
 
 
-def test_a_roll_back_to_the_start_brings_the_critic_back():
-    run = make(**ON, checkpointing_steps=0)
-    first = weights_of(run)
+@pytest.mark.parametrize(("every", "kept"), [(0, 0), (2, 2)], ids=["the start", "a copy in memory"])
+def test_a_roll_back_brings_the_critic_back(every, kept):
+    run = make(**ON, checkpointing_steps=every)
+    for _ in range(kept):
+        run.step()
+    good = weights_of(run)
     run.step()
     poison(run, on=True)
     for _ in range(3):
         run.step()
-    assert run.state.rollbacks == 1 and run.state.critic_updates == 0
-    assert_same(weights_of(run), first)
-
-
-def test_a_roll_back_to_a_copy_in_memory_brings_its_critic_back():
-    run = make(**ON, checkpointing_steps=2)
-    run.step()
-    run.step()
-    kept = weights_of(run)
-    run.step()
-    poison(run, on=True)
-    for _ in range(3):
-        run.step()
-    assert run.state.rollbacks == 1 and run.state.critic_updates == 2
-    assert_same(weights_of(run), kept)
+    assert run.state.rollbacks == 1 and run.state.critic_updates == kept
+    assert_same(weights_of(run), good)
 
 
 @pytest.mark.parametrize("schedule", CONTINUOUS, ids=lambda s: repr(s)[:16])
