@@ -1,13 +1,16 @@
 /* alloc.c: preloaded under the shipped core: fails its n-th allocation, counts its live blocks.
 
+   What the core gives away is filled with NaN, so that whoever still reads it computes NaN.
    Only allocations that the core's own code asks for count (told by their return address), so the
    interpreter, NumPy and oneDNN go on undisturbed and the core needs no test switch. */
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <errno.h>
+#include <malloc.h>
 #include <stdatomic.h>
 #include <stdint.h>
 #include <stdlib.h>
+#include <string.h>
 #include <sys/mman.h>
 
 static _Atomic uintptr_t low, high;
@@ -59,7 +62,8 @@ static void **slot_of(const void *block, int empty) {
     return NULL;
 }
 
-static void note(void *block, int made) {
+/* Notes a block made or given away; whether it was, or is now, the core's. */
+static int note(void *block, int made) {
     while (atomic_flag_test_and_set(&lock)) {}
     void **slot = slot_of(block, made);
     if (slot) {
@@ -67,6 +71,7 @@ static void note(void *block, int made) {
         live += made ? 1 : -1;
     }
     atomic_flag_clear(&lock);
+    return slot != NULL;
 }
 
 static int from_core(const void *caller) {
@@ -97,7 +102,7 @@ void *mmap(void *at, size_t bytes, int protection, int flags, int file, off_t of
 }
 
 void free(void *block) {
-    if (block && live) note(block, 0);
+    if (block && live && note(block, 0)) memset(block, 0xFF, malloc_usable_size(block));
     if (next_free) next_free(block);
 }
 

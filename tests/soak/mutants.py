@@ -67,6 +67,8 @@ def plant(tree: Path, mutant: Mutant) -> tuple[bool, str]:
         return not passed, said
     finally:
         path.write_text(text)
+        if in_c:  # or the next mistake, in Python, would be caught by what this one left behind
+            build(tree)
 
 
 def main() -> int:
