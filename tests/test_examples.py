@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from processes import SANITIZED
 
 EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
 TEACHERS = {
@@ -22,6 +23,8 @@ pytestmark = pytest.mark.skipif(not EXAMPLES.is_dir(), reason="needs the source 
 
 def run(script, *arguments):
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    if SANITIZED:  # looking for leaks at the end crashes among the threads of other libraries
+        environment["ASAN_OPTIONS"] = f"{os.environ.get('ASAN_OPTIONS', '')}:detect_leaks=0"
     command = [sys.executable, str(EXAMPLES / f"{script}.py"), *arguments]
     result = subprocess.run(
         command, capture_output=True, text=True, timeout=300, env=environment, check=False
