@@ -1,4 +1,4 @@
-"""The fashion teacher's students against real images: `python benchmarks/fashion_quality.py STUDENT ...`.
+"""Students of the fashion teacher against real images: `fashion_quality.py STUDENT ...`.
 
 Real images are Fashion-MNIST (Debian package dataset-fashion-mnist, MIT licence), padded to 32x32
 and averaged to 16x16, as that teacher was trained on. Prints Fréchet distance and recall on the 64
