@@ -63,6 +63,7 @@ def adamw_step(
     max_grad_norm: float,
     ema_decay: float,
 ) -> float: ...
+def check_grads(grads: Float32, max_grad_norm: float, /) -> float: ...
 
 class UNet2D:
     def __init__(

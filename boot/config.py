@@ -64,7 +64,7 @@ class DistillConfig:
     adam_beta2: float = setting(
         0.99, float, "decay of AdamW's second moment", lo=0, hi=1, below=True
     )
-    adam_epsilon: float = setting(1e-8, float, "AdamW's epsilon", lo=0, above=True)
+    adam_epsilon: float = setting(1e-8, float, "AdamW's epsilon", lo=1e-30)
     adam_weight_decay: float = setting(0.0, float, "decoupled weight decay of AdamW", lo=0, hi=1)
     max_grad_norm: float = setting(
         1.0, float, "clip the global gradient norm to this; 0: no clipping", lo=0

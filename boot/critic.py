@@ -25,7 +25,7 @@ from boot import _core
 from boot.config import DistillConfig
 from boot.errors import check_computed
 from boot.guidance import Clip
-from boot.network import Images, Network
+from boot.network import Images, Network, worst_gradient
 from boot.noise import Stream, normal, uniform
 from boot.schedule import Float64, Schedule
 from boot.signal_ode import diffuse
@@ -104,11 +104,19 @@ class Critic:
         found = self._clip.signal(self._prediction_type, output, x, alpha, sigma)
         error = output - output_of(self._prediction_type, images, n, alpha, sigma)
         self.model.backward(error * np.float32(2.0 / error.size))
-        check_computed("the critic's gradient", self.model.core.grads)
+        self._check_gradient(config)
         scale = np.abs(images - wanted).mean(axis=(1, 2, 3), keepdims=True) + np.float32(1e-3)
         weight = 0.0 if updates < alone(config) else float(config.correction_weight or 0.0)
         gradient = (found - wanted) / scale * np.float32(weight / images.size)
         return Pull(float(np.mean(np.square(error), dtype=np.float64)), gradient)
+
+    def _check_gradient(self, config: DistillConfig) -> None:
+        """Refuse a gradient that `update` could not use, while the student is still untouched."""
+        try:
+            _core.check_grads(self.model.core.grads, config.max_grad_norm)
+        except FloatingPointError as problem:
+            culprit = worst_gradient(self.model)
+            raise FloatingPointError(f"the critic's {problem}: {culprit}") from problem
 
     def update(self, config: DistillConfig, updates: int) -> None:
         """Do an optimiser step with the gradient of the last `judge`, after `updates` earlier."""

@@ -308,12 +308,8 @@ class Distiller:
         timed: rehearse a few steps, which change nothing; False: bytes only. Returns a RunPlan,
         which prints as a table. Raises RuntimeError if another thread is in a step.
         """
-        if not self._busy.acquire(blocking=False):
-            raise RuntimeError("this Distiller is in a step; plan before or after it")
-        try:
+        with steps.alone(self):
             return make_plan(self, timed=timed)
-        finally:
-            self._busy.release()
 
     def fit(
         self, max_train_steps: int | None = None, callbacks: Iterable[Callback] = ()
@@ -377,9 +373,11 @@ class Distiller:
     def save_checkpoint(self) -> Path:
         """Write `output_dir/checkpoint-<step>` and delete the oldest beyond the limit.
 
-        Raises ValueError without an output_dir, CheckpointError if it cannot be written.
+        Raises ValueError without an output_dir, CheckpointError if it cannot be written, and
+        RuntimeError if another thread is in a step, whose arrays are half of the next one's.
         """
-        return resume.save(self)
+        with steps.alone(self):
+            return resume.save(self)
 
     def _buffers(self) -> dict[str, NDArray[np.float32]]:
         buffers = {"weights": self._training.model.weights, "m": self._m, "v": self._v}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -300,3 +301,19 @@ class Network(ImageModel):
         if kind == "learned" and (steps != np.rint(steps)).any():
             raise ValueError(f"{name} must be whole numbers for learned time embeddings")
         return steps
+
+
+def worst_gradient(network: Network) -> str:
+    """Name the parameter whose gradient is not finite, or else the one with the largest number."""
+    grads, bad, largest = network.core.grads, [], ("", -1.0)
+    for name, shape, offset in network.core.parameters:
+        part = grads[offset : offset + math.prod(shape)]
+        count = part.size - np.count_nonzero(np.isfinite(part))
+        if count:
+            bad.append(f"{name} has {count} NaN or Inf among {part.size} numbers")
+        elif (size := float(np.abs(part).max())) > largest[1]:
+            largest = (name, size)
+    if not bad:
+        return f"the gradient of {largest[0]} is as large as {largest[1]:g}"
+    more = f", and {len(bad) - 1} more tensors" if len(bad) > 1 else ""
+    return f"the gradient of {bad[0]}{more}"

@@ -6,16 +6,16 @@ at half the learning rate; after two such roll-backs the run ends with TrainingD
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
-
-import numpy as np
 
 from boot import resume
 from boot.errors import TrainingDiverged
 from boot.interrupts import InterruptGuard
-from boot.network import Network
+from boot.network import worst_gradient
 
 if TYPE_CHECKING:
     from boot.distiller import Distiller
@@ -29,16 +29,24 @@ _log = logging.getLogger("boot")
 
 def take(distiller: Distiller) -> dict[str, float]:
     """Do one step of a Distiller, alone and whole; see `Distiller.step`."""
-    if not distiller._busy.acquire(blocking=False):
-        raise RuntimeError("this Distiller is in a step already; use one object per thread")
-    try:
-        with InterruptGuard() as guard:
-            logs = _step(distiller)
-    finally:
-        distiller._busy.release()
+    with alone(distiller), InterruptGuard() as guard:
+        logs = _step(distiller)
     if guard.interrupted:
         raise KeyboardInterrupt
     return logs
+
+
+@contextlib.contextmanager
+def alone(distiller: Distiller) -> Iterator[None]:
+    """Keep other threads out while the arrays of a run are used; RuntimeError if one is in."""
+    if not distiller._busy.acquire(blocking=False):
+        raise RuntimeError(
+            "this Distiller is in a step or a checkpoint of another thread; use one per thread"
+        )
+    try:
+        yield
+    finally:
+        distiller._busy.release()
 
 
 def _step(distiller: Distiller) -> dict[str, float]:
@@ -107,19 +115,3 @@ def _skipped(distiller: Distiller, problem: FloatingPointError) -> None:
         where,
         state.rate_factor,
     )
-
-
-def worst_gradient(network: Network) -> str:
-    """Name the parameter whose gradient is not finite, or else the one with the largest number."""
-    grads, bad, largest = network.core.grads, [], ("", -1.0)
-    for name, shape, offset in network.core.parameters:
-        part = grads[offset : offset + math.prod(shape)]
-        count = part.size - np.count_nonzero(np.isfinite(part))
-        if count:
-            bad.append(f"{name} has {count} NaN or Inf among {part.size} numbers")
-        elif (size := float(np.abs(part).max())) > largest[1]:
-            largest = (name, size)
-    if not bad:
-        return f"the gradient of {largest[0]} is as large as {largest[1]:g}"
-    more = f", and {len(bad) - 1} more tensors" if len(bad) > 1 else ""
-    return f"the gradient of {bad[0]}{more}"

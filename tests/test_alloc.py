@@ -18,7 +18,7 @@ FAULT = Path(__file__).parent / "fault"
 
 # What differs in kind: building, planning, running, running backwards, growing, packing, one op.
 CORE = [
-    "create", "grads", "plan_train", "second_size", "shared", "pin_kernels", "adamw_step",
+    "create", "grads", "plan_train", "second_size", "shared", "pin_kernels",
     "bench_conv", "conv2d_backward",
 ]  # fmt: skip
 GLUE = [

@@ -146,6 +146,10 @@ CALLS = [
     (adamw(ema=VECTOR[:1]), ValueError, "ema: expected a writable contiguous"),
     (adamw(step=0), ValueError, "step is 0, expected at least 1"),
     (adamw(step=1.5), TypeError, "float"),
+    (adamw(epsilon=0.0), ValueError, "epsilon is 0, expected at least 1e-30"),
+    (adamw(epsilon=float("nan")), ValueError, "epsilon is nan, expected at least 1e-30"),
+    (lambda: _core.check_grads([1.0], 1.0), TypeError, "grads is not a float32 array"),
+    (lambda: _core.check_grads(VECTOR), TypeError, "argument"),
     (adamw(beta1="x"), TypeError, "real number"),
     (lambda: _core.adamw_step(VECTOR, VECTOR, VECTOR, VECTOR, None, step=1), TypeError, "argument"),
     # --------------------------------------------------------------------------------- operations

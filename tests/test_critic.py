@@ -127,6 +127,18 @@ def test_a_bad_number_in_the_critic_changes_nothing(value, caplog):
     assert "the critic's output has" in caplog.text
 
 
+def test_a_gradient_that_only_the_critic_cannot_use_changes_nothing(caplog, monkeypatch):
+    run = make(**ON, max_grad_norm=0.0)
+    run.step()
+    backward = run._critic.model.backward
+    monkeypatch.setattr(run._critic.model, "backward", lambda dy: backward(dy * np.float32(1e25)))
+    before = weights_of(run)
+    run.step()
+    assert_same(weights_of(run), before)
+    assert (run.state.skipped, run.state.updates, run.state.critic_updates) == (1, 1, 1)
+    assert "the critic's gradient norm is" in caplog.text and "as large as" in caplog.text
+
+
 @pytest.mark.parametrize(("every", "kept"), [(0, 0), (2, 2)], ids=["the start", "a copy in memory"])
 def test_a_roll_back_brings_the_critic_back(every, kept):
     run = make(**ON, checkpointing_steps=every)

@@ -11,7 +11,7 @@ from models import assert_same, make, make_teacher, poison, weights_of
 
 from boot import _core, steps
 from boot.errors import TrainingDiverged
-from boot.steps import worst_gradient
+from boot.network import worst_gradient
 
 OPTIONS = {"max_train_steps": 30, "checkpointing_steps": 4, "logging_steps": 1}
 

@@ -63,6 +63,7 @@ SHARED = {  # functions without state, or on objects that only read
     "weighted_mse": lambda i: _core.weighted_mse(X, -X, PER_IMAGE)[1],
     "weighted_huber": lambda i: _core.weighted_huber(X, -X, PER_IMAGE, 0.1)[1],
     "adamw_step": lambda i: adamw(),
+    "check_grads": lambda i: _core.check_grads(VECTOR, 1.0),
     "alphas_cumprod": lambda i: _core.alphas_cumprod("linear", 99, 1e-4, 0.02, None, True),
     "op_forward": lambda i: _core.op_forward("activation", {"x": X}, {"act": 1}),
     "op_backward": lambda i: _core.op_backward("activation", {"x": X}, {"act": 1}, X)["x"],
@@ -215,6 +216,29 @@ def test_one_object_in_many_threads_is_refused_or_right():
         for images in results:
             np.testing.assert_allclose(images, expected, atol=1e-5)
     student.sample(1)  # and it works afterwards
+
+
+def test_a_run_is_not_saved_or_planned_while_another_thread_is_in_a_step(tmp_path, monkeypatch):
+    run, said = make(PLAIN, output_dir=str(tmp_path / "run")), []
+    real = run._update
+
+    def other():
+        for call in (run.save_checkpoint, run.plan, run.step):
+            with pytest.raises(RuntimeError, match="in a step or a checkpoint of another thread"):
+                call()
+            said.append(call)
+
+    def update(*args):
+        thread = threading.Thread(target=other)
+        thread.start()
+        thread.join(60)
+        return real(*args)
+
+    monkeypatch.setattr(run, "_update", update)
+    run.step()
+    assert len(said) == 3
+    assert not list((tmp_path / "run").glob("checkpoint-*"))
+    assert run.save_checkpoint().is_dir()
 
 
 def test_files_are_written_and_read_by_many_threads(tmp_path):

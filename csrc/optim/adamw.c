@@ -5,9 +5,8 @@
 #include <stddef.h>
 
 #include "base/isa.h"
-#include "base/memory.h"
 
-enum { BLOCK = 16384, LANES = 16 };
+enum { BLOCK = 16384, LANES = 16, PARTS = 4096 };
 static const double LARGEST_NORM = 1e19; /* the square of a larger float is infinite */
 
 /* Sum of squares of up to BLOCK floats; 16 partial sums so that compilers vectorise it in a fixed
@@ -34,17 +33,39 @@ static double block_squares(int64_t count, const float *g) {
     return sum;
 }
 
-static boot_status grad_norm(int64_t count, const float *grads, double *norm) {
-    const int64_t blocks = (count + BLOCK - 1) / BLOCK;
-    double *part, total = 0;
-    BOOT_TRY(boot_alloc((void **)&part, blocks * sizeof(double), false, "gradient norm"));
+/* Blocks are summed one by one, and in `PARTS` groups where there are more: no memory is asked for,
+   so that an update which has begun cannot fail. The order is fixed. */
+static double grad_norm(int64_t count, const float *grads) {
+    const int64_t blocks = (count + BLOCK - 1) / BLOCK, group = (blocks + PARTS - 1) / PARTS;
+    double part[PARTS], total = 0;
+    const int64_t parts = group ? (blocks + group - 1) / group : 0;
 #pragma omp parallel for schedule(static)
-    for (int64_t b = 0; b < blocks; b++)
-        part[b] =
-            block_squares(count - b * BLOCK < BLOCK ? count - b * BLOCK : BLOCK, grads + b * BLOCK);
-    for (int64_t b = 0; b < blocks; b++) total += part[b];
-    boot_free(part);
-    *norm = sqrt(total);
+    for (int64_t p = 0; p < parts; p++) {
+        part[p] = 0;
+        for (int64_t b = p * group; b < blocks && b < (p + 1) * group; b++)
+            part[p] += block_squares(count - b * BLOCK < BLOCK ? count - b * BLOCK : BLOCK,
+                                     grads + b * BLOCK);
+    }
+    for (int64_t p = 0; p < parts; p++) total += part[p];
+    return sqrt(total);
+}
+
+static double clip_factor(double max_grad_norm, double norm) {
+    const double clip = max_grad_norm > 0 ? max_grad_norm / (norm + 1e-6) : 1;
+    return clip > 1 ? 1 : clip;
+}
+
+boot_status boot_check_grads(int64_t count, const float *grads, double max_grad_norm,
+                             double *norm) {
+    *norm = grad_norm(count, grads);
+    if (!isfinite(*norm))
+        return boot_fail(BOOT_ERR_NONFINITE, "gradient norm is %g, expected a finite number",
+                         *norm);
+    const double clipped = *norm * clip_factor(max_grad_norm, *norm);
+    if (clipped > LARGEST_NORM)
+        return boot_fail(BOOT_ERR_NONFINITE,
+                         "gradient norm is %g after clipping, expected at most %g", clipped,
+                         LARGEST_NORM);
     return BOOT_OK;
 }
 
@@ -77,18 +98,13 @@ BOOT_MULTI_ISA(average, (int64_t count, float rate, const float *restrict w, flo
 
 boot_status boot_adamw_step(const boot_adamw_config *c, int64_t count, float *weights,
                             const float *grads, float *m, float *v, float *ema, double *norm) {
-    BOOT_TRY(grad_norm(count, grads, norm));
-    if (!isfinite(*norm))
-        return boot_fail(BOOT_ERR_NONFINITE, "gradient norm is %g, expected a finite number",
-                         *norm);
-    double clip = c->max_grad_norm > 0 ? c->max_grad_norm / (*norm + 1e-6) : 1;
-    if (clip > 1) clip = 1;
-    if (*norm * clip > LARGEST_NORM)
-        return boot_fail(BOOT_ERR_NONFINITE,
-                         "gradient norm is %g after clipping, expected at most %g", *norm * clip,
-                         LARGEST_NORM);
+    /* A smaller one may vanish in float32, and a gradient of zero would then divide by zero. */
+    if (!(c->epsilon >= BOOT_ADAMW_LEAST_EPSILON))
+        return boot_fail(BOOT_ERR_VALUE, "epsilon is %g, expected at least %g", c->epsilon,
+                         BOOT_ADAMW_LEAST_EPSILON);
+    BOOT_TRY(boot_check_grads(count, grads, c->max_grad_norm, norm));
     const update_terms terms = {
-        .clip = (float)clip,
+        .clip = (float)clip_factor(c->max_grad_norm, *norm),
         .b1 = (float)c->beta1,
         .one_b1 = (float)(1 - c->beta1),
         .one_b2 = (float)(1 - c->beta2),

@@ -213,6 +213,22 @@ static PyObject *adamw_step(PyObject *self, PyObject *args, PyObject *kwargs) {
     return status ? boot_py_error(status) : PyFloat_FromDouble(norm);
 }
 
+static PyObject *check_grads(PyObject *self, PyObject *args) {
+    (void)self;
+    PyObject *array;
+    double max_grad_norm, norm = 0;
+    npy_intp count = -1;
+    if (!PyArg_ParseTuple(args, "Od:check_grads", &array, &max_grad_norm)) return NULL;
+    if (boot_py_enter()) return NULL;
+    const float *grads = flat_buffer(array, "grads", &count);
+    if (!grads) return NULL;
+    boot_status status;
+    Py_BEGIN_ALLOW_THREADS;
+    status = boot_check_grads(count, grads, max_grad_norm, &norm);
+    Py_END_ALLOW_THREADS;
+    return status ? boot_py_error(status) : PyFloat_FromDouble(norm);
+}
+
 PyMethodDef boot_diffusion_methods[] = {
     {"signal_from_output", signal_from_output, METH_VARARGS,
      "signal_from_output(prediction_type, output, x_t, alpha, sigma, clip) -> f\n\nThe teacher as "
@@ -232,4 +248,7 @@ PyMethodDef boot_diffusion_methods[] = {
      "adamw_step(weights, grads, m, v, ema, *, step, learning_rate, beta1, beta2, epsilon, "
      "weight_decay, "
      "max_grad_norm, ema_decay) -> grad_norm\n\nUpdates weights, m, v and ema (or None) in place."},
+    {"check_grads", check_grads, METH_VARARGS,
+     "check_grads(grads, max_grad_norm) -> grad_norm\n\nRaises FloatingPointError where adamw_step "
+     "would refuse the gradient."},
     {NULL, NULL, 0, NULL}};
