@@ -80,7 +80,7 @@ OPERATIONS = [
 METHOD = [
     Mutant(ADAMW, "v[i] += t.one_b2 * (d * d - v[i]);", "v[i] += t.one_b2 * d * d;", T_ADAMW),
     Mutant(ADAMW, ".one_b1 = (float)(1 - c->beta1)", ".one_b1 = (float)(1 - c->beta2)", T_ADAMW),
-    Mutant(ADAMW, ".clip = (float)clip,", ".clip = 1,", T_ADAMW),
+    Mutant(ADAMW, ".clip = (float)clip_factor(c->max_grad_norm, *norm),", ".clip = 1,", T_ADAMW),
     Mutant(ADAMW, "1 - pow(c->beta1, (double)c->step)", "1 - c->beta1", T_ADAMW),
     Mutant(ADAMW, "ema[i] += rate * (w[i] - ema[i]);", "ema[i] += (w[i] - ema[i]);", T_ADAMW),
     Mutant(ADAMW, "1 - c->learning_rate * c->weight_decay", "1 - c->weight_decay", T_ADAMW),

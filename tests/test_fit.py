@@ -242,7 +242,7 @@ def test_one_thread_at_a_time():
     thread = threading.Thread(target=lambda: result.append(distiller.step()))
     thread.start()
     assert inside.wait(30)
-    with pytest.raises(RuntimeError, match="one object per thread"):
+    with pytest.raises(RuntimeError, match="use one per thread"):
         distiller.step()
     release.set()
     thread.join(60)
