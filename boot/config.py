@@ -120,7 +120,7 @@ class DistillConfig:
     # ------------------------------------------------------------------------------ loss and target
 
     boundary_weight: float = setting(
-        0.1, float, "weight of the boundary loss (student = teacher at t_max)", lo=0
+        0.0, float, "weight of the boundary loss (student = teacher at t_max)", lo=0
     )
     boundary_fraction: float = setting(
         0.25, float, "part of the batch used for the boundary loss", lo=0, hi=1
@@ -138,7 +138,7 @@ class DistillConfig:
         0.16, float, "delta at the first step if delta_schedule is linear", lo=0, hi=1, above=True
     )
     solver: str = setting(
-        "heun",
+        "midpoint",
         str,
         "solver of the target: heun, midpoint (two teacher calls each) or euler (one)",
         choices=choices.SOLVERS,
@@ -195,8 +195,13 @@ class DistillConfig:
     correction_start: float = setting(
         0.6, float, "part of the run before correction distribution", lo=0, hi=1, below=True
     )
-    correction_guidance_scale: float = setting(
-        1.0, float, "guidance scale of the teacher in correction distribution", lo=0, hi=100
+    correction_guidance_scale: float | None = setting(
+        None,
+        float,
+        "guidance scale of the teacher in correction distribution; None: a fifth of the way from 1 "
+        "to guidance_scale",
+        lo=0,
+        hi=100,
     )
     correction_learning_rate: float | None = setting(
         None,

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from boot import _core
 from boot.config import DistillConfig
 from boot.errors import check_computed
-from boot.guidance import Clip
+from boot.guidance import Clip, Guidance
 from boot.network import Images, Network, worst_gradient
 from boot.noise import Stream, normal, uniform
 from boot.schedule import Float64, Schedule
@@ -57,21 +57,27 @@ def takes_part(config: DistillConfig, step: int) -> bool:
 class Critic:
     """The second network of a run with its optimiser's moments; see the top of this file."""
 
-    def __init__(self, config: DistillConfig, teacher: Teacher, start: Network, clip: Clip) -> None:
+    def __init__(
+        self,
+        config: DistillConfig,
+        teacher: Teacher,
+        start: Network,
+        clip: Clip,
+        guidance: Guidance,
+    ) -> None:
         """Copy the network that the student started from: the teacher's, if it has one.
 
-        clip: how the teacher's signal is bounded, and so the critic's.
+        clip: how the teacher's signal is bounded, and so the critic's. guidance: of the teacher.
         """
         self.model = Network(start.config, max_timestep=start.max_timestep)
         self.model.load(start.parameters)
         self.m = np.zeros_like(self.model.weights)
         self.v = np.zeros_like(self.model.weights)
         self.rows = max(1, round(config.train_batch_size * (config.correction_fraction or 0.0)))
-        self._teacher, self._clip = teacher, clip
+        self._teacher, self._clip, self._guidance = teacher, clip, guidance
         # A copy of the teacher means by its output what the teacher does; others learn v.
         copied = start is teacher.network
         self._prediction_type = teacher.prediction_type if copied else "v_prediction"
-        self._guidance = teacher.guidance(config.correction_guidance_scale, config.null_class_label)
         self._indices = Schedule.from_config(teacher.scheduler)
 
     def judge(

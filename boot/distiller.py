@@ -30,7 +30,7 @@ from boot.inputs import drawn_labels
 from boot.network import Images, Network
 from boot.plan import RunPlan, check_fixed, enforce_limit, make_plan
 from boot.presets import preset_config
-from boot.resolve import clip_for, guidance_for, open_output, resolve_config
+from boot.resolve import clip_for, critic_guidance_for, guidance_for, open_output, resolve_config
 from boot.schedule import Float64
 from boot.signal_ode import diffuse, substeps
 from boot.student import Student
@@ -136,9 +136,10 @@ class Distiller:
         self._average = self._training
         if self.config.ema_decay > 0:
             self._average = Student.from_teacher(self.teacher, info, self._start)
-        with_critic = self.config.correction == "distribution"
-        critic = Critic(self.config, self.teacher, self._start, self._clip) if with_critic else None
-        self._critic = critic
+        self._critic: Critic | None = None
+        if self.config.correction == "distribution":
+            guidance = critic_guidance_for(self.config, self.teacher)
+            self._critic = Critic(self.config, self.teacher, self._start, self._clip, guidance)
         # They run in turn, so one working memory serves them all.
         for network in self._networks().values():
             if network is not self._start:

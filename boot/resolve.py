@@ -7,7 +7,7 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from boot.choices import AUTO_GUIDANCE_SCALE
+from boot.choices import AUTO_CORRECTION_GUIDANCE, AUTO_GUIDANCE_SCALE
 from boot.config import DistillConfig
 from boot.errors import ConfigError, UnsupportedModel, check_output_folder
 from boot.guidance import Clip, Guidance
@@ -64,24 +64,37 @@ def _correction(config: DistillConfig, teacher: Teacher, copied: bool) -> Distil
     """
     ranged = config.guidance_scale_max is not None
     kind = config.correction or ("distribution" if copied and not ranged else "none")
-    if kind == "distribution":
-        if ranged:
-            raise ConfigError(
-                "correction must be none or rollout with a range of guidance scales "
-                f"(guidance_scale_max = {config.guidance_scale_max}): the critic knows one "
-                "distribution of images only"
-            )
-        teacher.guidance(config.correction_guidance_scale, config.null_class_label)
+    if kind == "distribution" and ranged:
+        raise ConfigError(
+            "correction must be none or rollout with a range of guidance scales "
+            f"(guidance_scale_max = {config.guidance_scale_max}): the critic knows one "
+            "distribution of images only"
+        )
     rollout = kind == "rollout"
+    scale = 1.0 if config.guidance_scale is None else config.guidance_scale
     values: dict[str, Any] = {
         "correction": kind,
         "correction_fraction": 0.125 if rollout else 0.5,
         "correction_weight": 1.0 if rollout else 0.1,
         "correction_learning_rate": 0.25 * (config.learning_rate or 0.0),
+        "correction_guidance_scale": 1.0 + AUTO_CORRECTION_GUIDANCE * (scale - 1.0),
     }
     given = {name: getattr(config, name) for name in values}
     values.update({name: value for name, value in given.items() if value is not None})
-    return config.replace(**values)
+    resolved = config.replace(**values)
+    if kind == "distribution":
+        critic_guidance_for(resolved, teacher)
+    return resolved
+
+
+def critic_guidance_for(config: DistillConfig, teacher: Teacher) -> Guidance:
+    """Return how the teacher is guided where a critic compares with it: as the run, but weaker.
+
+    Full guidance narrows the distribution that the student is pulled to; none takes back what
+    guidance has taught it (docs/ablation.md).
+    """
+    scale = config.correction_guidance_scale
+    return guidance_for(config.replace(guidance_scale=1.0 if scale is None else scale), teacher)
 
 
 def guidance_for(config: DistillConfig, teacher: Teacher) -> Guidance:

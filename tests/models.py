@@ -81,6 +81,8 @@ SMALL = {
     "max_train_steps": 40,
     "lr_warmup_steps": 4,
     "sample_steps": 0,
+    "solver": "heun",  # with a boundary term: what the defaults leave out is tested too
+    "boundary_weight": 0.1,
     "correction": "none",  # a critic has its own tests, in test_critic.py
 }
 

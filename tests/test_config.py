@@ -13,8 +13,8 @@ from boot.learning_rate import auto_learning_rate
 def test_defaults_are_the_winners_of_the_experiments():
     config = DistillConfig()
     assert (config.adam_beta1, config.adam_beta2, config.adam_epsilon) == (0.9, 0.99, 1e-8)
-    assert (config.delta, config.solver, config.loss_weight) == (0.04, "heun", "inverse_c2")
-    assert (config.boundary_weight, config.boundary_fraction) == (0.1, 0.25)
+    assert (config.delta, config.solver, config.loss_weight) == (0.04, "midpoint", "inverse_c2")
+    assert (config.boundary_weight, config.boundary_fraction) == (0.0, 0.25)
     assert (config.ema_decay, config.max_grad_norm, config.c_floor) == (0.998, 1.0, 0.02)
     assert config.lr_scheduler == "hold_then_linear" and config.t_min == 0.001
 

@@ -51,7 +51,7 @@ def test_judge_is_what_its_equations_say(prediction_type):
     alpha, sigma = teacher.schedule.alpha_sigma(t)
     x = per_image(alpha) * images + per_image(sigma) * n
     index = teacher.schedule.index(t)
-    wanted = teacher.signal(x, t, LABELS)
+    wanted = teacher.signal(x, t, LABELS, teacher.guidance(1.1))  # a fifth of 0.5 above 1
     output = critic.model(x, index, LABELS)
     found = _core.signal_from_output(prediction_type, output, x, alpha, sigma, 0.0)
     size = np.abs(images - wanted).mean(axis=(1, 2, 3), keepdims=True) + 1e-3
@@ -180,6 +180,20 @@ def test_the_plan_counts_the_critic():
     assert any(name.startswith("critic x3 and backward") for name in plan.working)
     assert any(name.startswith("training x8 ") for name in plan.working)  # the steps before it
     assert run.state.step == 0 and run.state.critic_updates == 0
+
+
+def test_its_guidance_follows_that_of_the_run_at_a_distance():
+    def scale_of(**options):
+        run = make(**ON, **options)
+        return run._critic._guidance, run.config.correction_guidance_scale
+
+    assert [scale_of(guidance_scale=w)[1] for w in (1.0, 1.5, 4.0)] == [1.0, 1.1, 1.6]
+    guidance, scale = scale_of(guidance_scale=4.0, negative_class_label=1, guidance_rescale=0.5)
+    assert (guidance.scale, scale) == (1.6, 1.6)
+    assert (guidance.negative_label, guidance.rescale) == (1, 0.5)
+    assert scale_of(guidance_scale=4.0, correction_guidance_scale=1.0)[1] == 1.0
+    plain = Distiller(make_teacher(PLAIN), **{**SMALL, **ON})
+    assert plain.config.correction_guidance_scale == 1.0
 
 
 def test_a_range_of_guidance_scales_is_refused():

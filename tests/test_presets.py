@@ -1,10 +1,9 @@
 """Presets: known names, overrides that win, and the same from Python and the command line."""
 
-import json
-
 import pytest
 from models import PLAIN, make_teacher, save_teacher
 
+from boot.callbacks import History
 from boot.cli import main
 from boot.config import DistillConfig
 from boot.distiller import Distiller
@@ -26,7 +25,7 @@ def test_overrides_win_and_guidance_follows_the_teacher():
     run = Distiller(make_teacher(), preset="quality", max_train_steps=3, train_batch_size=2)
     expected = preset_config("quality").replace(max_train_steps=3, train_batch_size=2)
     assert run.config.max_train_steps == 3
-    assert run.config.solver == expected.solver
+    assert run.config == Distiller(make_teacher(), expected).config
     assert run.config.correction == "distribution"
     assert run.config.guidance_scale == 1.5
     assert Distiller(make_teacher(PLAIN), preset="quality").config.guidance_scale == 1.0
@@ -41,14 +40,18 @@ def test_bad_presets_are_refused():
         Distiller(make_teacher(), DistillConfig(), preset="fast")
 
 
-def test_the_command_line_takes_a_preset(tmp_path, capsys):
-    teacher, out = save_teacher(tmp_path / "teacher"), tmp_path / "out"
-    flags = ["--max-train-steps", "2", "--train-batch-size", "2", "--report-to", "none"]
-    command = ["distill", str(teacher), "--output-dir", str(out)]
-    assert main([*command, "--preset", "quality", *flags]) == 0
-    saved = json.loads((out / "distill_config.json").read_text())
-    assert saved["max_train_steps"] == 2
-    assert saved["solver"] == preset_config("quality").solver != DistillConfig().solver
+def test_the_command_line_takes_a_preset(tmp_path, capsys, monkeypatch):
+    teacher, seen = save_teacher(tmp_path / "teacher"), []
+
+    def fit(distiller):
+        seen.append(distiller.config)
+        return History()
+
+    monkeypatch.setattr(Distiller, "fit", fit)
+    command = ["distill", str(teacher), "--output-dir", str(tmp_path / "out")]
+    assert main([*command, "--preset", "quality", "--train-batch-size", "2"]) == 0
+    assert seen[0].train_batch_size == 2
+    assert seen[0].max_train_steps == preset_config("quality").max_train_steps
     assert main([*command, "--preset", "zzz"]) == 1
     assert "preset must be one of" in capsys.readouterr().err
     assert main([*command, "--preset", "fast", "--config", "x.json"]) == 2
