@@ -5,6 +5,7 @@ Event names and arguments are those of transformers' TrainerCallback.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import logging
@@ -225,7 +226,12 @@ def _lines_up_to(path: Path, step: int) -> Iterable[str]:
 
 
 class TensorBoardLog(Callback):
-    """Writes the numbers of each logged step to `output_dir/tensorboard`."""
+    """Writes the numbers of each logged step to `output_dir/tensorboard`.
+
+    A writer that has failed once fails for ever: the points wait for another one, in a new file.
+    """
+
+    RETRY_SECONDS = 60.0  # each try leaves a traceback of the writer's own thread on stderr
 
     def __init__(self, folder: Path) -> None:
         """Import the writer now, so that a missing package is an error before training."""
@@ -236,7 +242,10 @@ class TensorBoardLog(Callback):
                 "report_to='tensorboard' needs the package tensorboard: "
                 "pip install boot[tensorboard]"
             ) from None
-        self._writer = Writer(str(folder))
+        self._folder, self._make = folder, Writer
+        self._writer: Any = Writer(str(folder))
+        self._waiting: list[tuple[str, float, int]] = []
+        self._next_try = 0.0
 
     def on_log(
         self, config: DistillConfig, state: TrainState, control: Control, **kwargs: Any
@@ -244,13 +253,42 @@ class TensorBoardLog(Callback):
         """Add one point to each curve."""
         for name, value in kwargs["logs"].items():
             if name != "step" and math.isfinite(value):
-                self._writer.add_scalar(f"train/{name}", value, state.step)
+                self._waiting.append((f"train/{name}", value, state.step))
+        if time.monotonic() >= self._next_try:
+            self._write("they will be tried again")
 
     def on_train_end(
         self, config: DistillConfig, state: TrainState, control: Control, **kwargs: Any
     ) -> None:
         """Write out what is left."""
-        self._writer.close()
+        self._write("the run has ended")
+        self._close()
+
+    def _write(self, outlook: str) -> None:
+        """Write what waits; a full disk must not end the training."""
+        try:
+            if self._waiting and self._writer is None:
+                self._writer = self._make(str(self._folder))
+            for point in self._waiting:
+                self._writer.add_scalar(*point)
+            if self._waiting:
+                self._writer.flush()  # here and not later in its thread, so that we hear of errors
+            self._waiting = []
+        except OSError as problem:
+            _log.warning("TensorBoard's numbers not written, %s: %s", outlook, problem)
+            self._next_try = time.monotonic() + self.RETRY_SECONDS
+            self._close()
+
+    def _close(self) -> None:
+        """Let go of the writer, and of files in which it could not write a byte."""
+        writer, self._writer = self._writer, None
+        with contextlib.suppress(OSError):
+            if writer is not None:
+                writer.close()
+        for path in self._folder.glob("events.out.tfevents.*"):
+            with contextlib.suppress(OSError):
+                if path.stat().st_size == 0:
+                    path.unlink()
 
 
 class SampleGrid(Callback):
