@@ -23,7 +23,14 @@ from numpy.typing import NDArray
 
 from boot import _core
 from boot._version import __version__
-from boot.errors import CheckpointError, FormatError, ResumeMismatch, listed, shown
+from boot.errors import (
+    CheckpointError,
+    FormatError,
+    ResumeMismatch,
+    check_computed,
+    listed,
+    shown,
+)
 from boot.files import (
     folder_atomically,
     open_regular,
@@ -33,12 +40,10 @@ from boot.files import (
     to_json,
     write_synced,
 )
+from boot.manifest import CONFIG_FILE, FORMAT_VERSION, STATE_FILE, check_manifest, signed
 from boot.safetensors_io import load_tensors, save_tensors
 
 MANIFEST_FILE = "manifest.json"
-STATE_FILE = "state.safetensors"
-CONFIG_FILE = "config.json"
-FORMAT_VERSION = 1
 
 # Settings that may differ between a checkpoint and the run that continues it: they change where
 # things are written and how long training takes, not what a step computes. max_train_steps moves
@@ -101,7 +106,9 @@ def save_checkpoint(
                 "layout": identity.layout,
                 "files": {n: _measure(temporary / n) for n in (STATE_FILE, CONFIG_FILE)},
             }
-            _write_text(temporary / MANIFEST_FILE, to_json(signed(manifest)))
+            manifest = signed(manifest)
+            check_manifest(manifest, path / MANIFEST_FILE)  # what cannot be read is not written
+            _write_text(temporary / MANIFEST_FILE, to_json(manifest))
     except OSError as problem:
         needed = sum(array.nbytes for array in buffers.values())
         free = shutil.disk_usage(output_dir).free if output_dir.is_dir() else 0
@@ -112,12 +119,6 @@ def save_checkpoint(
             str(path),
         ) from problem
     return path
-
-
-def signed(manifest: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a manifest with the SHA-256 of its own content, so that damage to it is noticed."""
-    content = {key: value for key, value in manifest.items() if key != "sha256"}
-    return {**content, "sha256": hashlib.sha256(to_json(content).encode()).hexdigest()}
 
 
 def _write_text(path: Path, text: str) -> None:
@@ -163,12 +164,16 @@ def list_checkpoints(output_dir: Path) -> list[Path]:
     return [path for _, path in sorted(found, reverse=True) if path.is_dir()]
 
 
-def find_latest(output_dir: Path) -> Path | None:
+def find_latest(output_dir: Path, before: Path | None = None) -> Path | None:
     """Return the newest intact checkpoint of a folder, or None; damaged ones are named in the log.
 
     Validity comes from content: every file of the manifest must have its size and SHA-256.
+    before: look only at those older than this one.
     """
-    for path in list_checkpoints(output_dir):
+    paths = list_checkpoints(output_dir)
+    if before is not None:
+        paths = paths[paths.index(before) + 1 :]
+    for path in paths:
         try:
             read_manifest(path)
         except CheckpointError as problem:
@@ -179,23 +184,19 @@ def find_latest(output_dir: Path) -> Path | None:
 
 
 def read_manifest(path: Path) -> dict[str, Any]:
-    """Return the manifest of a checkpoint after comparing every file with it.
+    """Return the manifest of a checkpoint after checking it and comparing every file with it.
 
-    Raises CheckpointError naming the file that is missing, cut short or changed.
+    Raises CheckpointError naming the file that is missing, cut short or changed, or the field of
+    the manifest that is wrong.
     """
     where = path / MANIFEST_FILE
     try:
         manifest = read_json_object(where)
-        if manifest != signed(manifest):
-            raise CheckpointError(f"{where} is damaged: it does not match its own SHA-256")
-        files = manifest["files"]
-        well_formed = set(files) == {STATE_FILE, CONFIG_FILE} and isinstance(manifest["step"], int)
-        if manifest["format_version"] != FORMAT_VERSION or not well_formed:
-            raise CheckpointError(f"{where}: not a manifest of this version of boot")
+        check_manifest(manifest, where)
         named = _NAME.fullmatch(path.name)
         if named and int(named[1]) != manifest["step"]:
             raise CheckpointError(f"{where} is of step {manifest['step']}: of another checkpoint")
-        for name, expected in files.items():
+        for name, expected in manifest["files"].items():
             found = _measure(path / name)
             if found != expected:
                 raise CheckpointError(
@@ -206,16 +207,14 @@ def read_manifest(path: Path) -> dict[str, Any]:
         raise
     except (OSError, FormatError) as problem:
         raise CheckpointError(f"{path} cannot be read: {problem}") from problem
-    except (KeyError, TypeError) as problem:
-        raise CheckpointError(f"{where}: malformed: {problem!r}") from problem
     return manifest
 
 
 def load_checkpoint(path: Path, buffers: Buffers, identity: Identity) -> dict[str, Any]:
     """Verify a checkpoint, copy its arrays into `buffers`, and return its manifest.
 
-    Raises CheckpointError if it is damaged, ResumeMismatch if it belongs to another teacher or to
-    other settings; the buffers are then untouched.
+    Raises CheckpointError if it is damaged or holds NaN or Inf, ResumeMismatch if it belongs to
+    another teacher or to other settings; the buffers are then untouched.
     """
     manifest = read_manifest(path)
     try:
@@ -229,6 +228,10 @@ def load_checkpoint(path: Path, buffers: Buffers, identity: Identity) -> dict[st
     for name, buffer in buffers.items():
         if name not in stored or stored[name].shape != buffer.shape:
             raise CheckpointError(f"{path / STATE_FILE}: no array {name!r} of {buffer.shape}")
+        try:
+            check_computed(f"the array {name!r}", stored[name])
+        except FloatingPointError as problem:
+            raise CheckpointError(f"{path / STATE_FILE}: {problem}") from None
     for name, buffer in buffers.items():
         buffer[...] = stored[name]
     return manifest
@@ -246,7 +249,7 @@ def _differences(manifest: dict[str, Any], config: dict[str, Any], identity: Ide
         result.append("another order of weights (written by another version of boot)")
     names = (set(config) | set(identity.config)) - FREE_SETTINGS
     result += [
-        f"{name} was {config.get(name)!r}, now {identity.config.get(name)!r}"
+        f"{shown(name)[1:-1]} was {shown(config.get(name))}, now {shown(identity.config.get(name))}"
         for name in sorted(names)
         if config.get(name) != identity.config.get(name)
     ]

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from boot.callbacks import TrainState
 from boot.checkpoint import (
     Identity,
+    find_latest,
     layout_of,
     list_checkpoints,
     load_checkpoint,
@@ -24,8 +25,9 @@ from boot.checkpoint import (
     read_manifest,
     save_checkpoint,
 )
-from boot.errors import CheckpointError, FormatError
+from boot.errors import CheckpointError, FormatError, shown
 from boot.files import read_json_object, to_json, write_atomically
+from boot.manifest import check_kernels
 from boot.student import Student
 
 if TYPE_CHECKING:
@@ -67,11 +69,20 @@ def begin(distiller: Distiller) -> None:
     kernels = distiller.output_dir and distiller.output_dir / KERNELS_FILE
     if kernels and kernels.is_file():
         try:
-            _pin_kernels(distiller, read_json_object(kernels), kernels)
-        except (OSError, FormatError, KeyError, TypeError) as problem:
+            stored = read_json_object(kernels)
+            check_kernels(stored, kernels)
+            _pin_kernels(distiller, stored, kernels)
+        except (OSError, FormatError) as problem:
             _log.warning("ignoring the kernel choices in %s: %s", kernels, problem)
-    if distiller._origin is not None:
-        _restore(distiller, distiller._origin)
+    while distiller._origin is not None:
+        try:
+            _restore(distiller, distiller._origin)
+            return
+        except CheckpointError as problem:  # intact, but with NaN in it, say: an older one will do
+            if distiller.config.resume_from_checkpoint != "latest" or distiller.output_dir is None:
+                raise
+            _log.warning("ignoring a damaged checkpoint: %s", problem)
+            distiller._origin = find_latest(distiller.output_dir, distiller._origin)
 
 
 def _restore(distiller: Distiller, checkpoint: Path) -> None:
@@ -120,12 +131,12 @@ def _pin_kernels(distiller: Distiller, stored: dict[str, Any], where: Path) -> N
             "%s was written on another kind of machine (%s): the run continues, but rounding "
             "differs in the last bits",
             where,
-            stored["machine"],
+            shown(stored["machine"], 200),
         )
         return
     for name, network in distiller._networks().items():
         try:
-            network.pin_kernels(stored["kernels"][name])
+            network.pin_kernels(stored["kernels"].get(name, {}))
         except ValueError as problem:  # written by a version with other kernels
             _log.warning("%s: %s; choosing kernels anew, which changes last bits", where, problem)
 
@@ -159,7 +170,11 @@ def roll_back(distiller: Distiller) -> str:
         where = f"step {snapshot.step}"
     else:
         for path in sorted(_checkpoints_before(distiller), key=_is_bad):
-            manifest = load_checkpoint(path, buffers, _identity(distiller))
+            try:
+                manifest = load_checkpoint(path, buffers, _identity(distiller))
+            except CheckpointError as problem:
+                _log.warning("ignoring a damaged checkpoint: %s", problem)
+                continue
             counters = TrainState(**manifest["state"]["counters"])
             state.updates, state.critic_updates = counters.updates, counters.critic_updates
             where = str(path)

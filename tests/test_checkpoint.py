@@ -12,6 +12,7 @@ from models import CONFIG, PLAIN, assert_same, make, make_teacher, pin_like, wei
 from test_fit import Recorder, interrupt
 
 from boot import checkpoint as module
+from boot.callbacks import TrainState
 from boot.checkpoint import (
     Identity,
     find_latest,
@@ -20,10 +21,10 @@ from boot.checkpoint import (
     prune_checkpoints,
     read_manifest,
     save_checkpoint,
-    signed,
 )
 from boot.config import DistillConfig
 from boot.errors import CheckpointError, ResumeMismatch
+from boot.manifest import signed
 
 OPTIONS = {"max_train_steps": 8, "checkpointing_steps": 3, "logging_steps": 1}
 WHO = Identity("teacher", "layout", {"seed": 0, "delta": 0.04})
@@ -31,7 +32,11 @@ WHO = Identity("teacher", "layout", {"seed": 0, "delta": 0.04})
 
 def write(folder, step, value=1.0):
     buffers = {"weights": np.full(500, value, np.float32), "m": np.arange(500, dtype=np.float32)}
-    return save_checkpoint(folder, step, buffers, WHO, {"counters": {"step": step}})
+    return save_checkpoint(folder, step, buffers, WHO, state_at(step))
+
+
+def state_at(step):
+    return {"counters": vars(TrainState(step)), "kernels": {}, "machine": {}}
 
 
 def empty():
@@ -189,7 +194,7 @@ def test_a_checkpoint_comes_back_as_it_was(tmp_path):
     buffers = empty()
     manifest = load_checkpoint(path, buffers, WHO)
     assert manifest["step"] == 7
-    assert manifest["state"] == {"counters": {"step": 7}}
+    assert manifest["state"] == state_at(7)
     assert (buffers["weights"] == 2.5).all()
     assert (buffers["m"] == np.arange(500)).all()
 

@@ -41,7 +41,9 @@ LAYERS = [
     teacher model_card student_info
     critic export resolve
     refine
-    student checkpoint callbacks probe student_init toy
+    student callbacks probe student_init toy
+    manifest
+    checkpoint
     resume plan
     steps check
     evaluation describe latent

@@ -14,8 +14,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import numpy as np
 from models import DDPM, PLAIN, save_teacher
 from pipelines import CONFIG, shard
+from targets import checkpoint
 
-from boot.checkpoint import signed
+from boot.checkpoint import MANIFEST_FILE
 from boot.config import DistillConfig
 from boot.files import to_json
 from boot.metrics import Statistics
@@ -70,8 +71,7 @@ def main() -> None:
         rows = np.random.default_rng(0).standard_normal((6, 2))
         statistics = Statistics.from_features(rows, labels=np.arange(6) % 2)
         put("statistics", "classes", statistics.save(Path(name) / "s.npz").read_bytes())
-    files = {"state.safetensors": {"bytes": 1, "sha256": "00"}, "config.json": {"bytes": 1}}
-    put("manifest", "small", to_json(signed({"format_version": 1, "step": 3, "files": files})))
+    put("manifest", "small", (checkpoint() / MANIFEST_FILE).read_bytes())
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ that its documentation names; anything else is a find. Targets keep nothing betw
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import tempfile
 import warnings
@@ -14,10 +15,21 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from boot.checkpoint import read_manifest
+import numpy as np
+
+from boot.callbacks import TrainState
+from boot.checkpoint import MANIFEST_FILE, Identity, load_checkpoint, save_checkpoint
 from boot.config import DistillConfig
-from boot.errors import BootError, CheckpointError, ConfigError, FormatError, UnsupportedModel
-from boot.files import parse_json
+from boot.errors import (
+    BootError,
+    CheckpointError,
+    ConfigError,
+    FormatError,
+    ResumeMismatch,
+    UnsupportedModel,
+)
+from boot.files import parse_json, to_json
+from boot.manifest import signed
 from boot.metrics import Statistics
 from boot.safetensors_io import load_tensors, read_index
 from boot.schedule import Schedule
@@ -28,6 +40,7 @@ from boot.unet_keys import expected_tensors
 
 MEMORY = "/dev/shm"  # file cases never touch a disk where the system has one in memory
 FOLDER = Path(tempfile.mkdtemp(dir=MEMORY if os.path.isdir(MEMORY) else None))
+WHO = Identity("teacher", "layout", {"seed": 0})
 
 
 def _file(name: str, data: bytes) -> Path:
@@ -86,9 +99,21 @@ def statistics(data: bytes) -> None:
 
 
 def manifest(data: bytes) -> None:
-    """manifest.json of a checkpoint."""
-    _file("manifest.json", data)
-    read_manifest(FOLDER)
+    """manifest.json of a checkpoint, signed anew so that its fields are looked at."""
+    with contextlib.suppress(FormatError):
+        data = to_json(signed(_object(data))).encode()
+    folder = checkpoint()
+    (folder / MANIFEST_FILE).write_bytes(data)
+    found = load_checkpoint(folder, {"weights": np.zeros(2, np.float32)}, WHO)
+    state = TrainState(**found["state"]["counters"])
+    assert 0 <= state.updates <= state.step == found["step"] and 0 < state.rate_factor <= 1
+
+
+@functools.cache
+def checkpoint() -> Path:
+    """A checkpoint whose manifest is to be replaced."""
+    state = {"counters": vars(TrainState(3, 2, 1, 0, [2])), "kernels": {"a": {}}, "machine": {}}
+    return save_checkpoint(FOLDER, 3, {"weights": np.ones(2, np.float32)}, WHO, state)
 
 
 Target = tuple[Callable[[bytes], None], tuple[type[Exception], ...]]
@@ -103,7 +128,7 @@ TARGETS: dict[str, Target] = {
     "distill_config": (distill_config, (FormatError, ConfigError)),
     "student_info": (student_info, (FormatError,)),
     "statistics": (statistics, (FormatError,)),
-    "manifest": (manifest, (CheckpointError,)),
+    "manifest": (manifest, (CheckpointError, ResumeMismatch)),
 }
 
 
