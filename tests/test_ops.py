@@ -18,6 +18,7 @@ from processes import SANITIZED
 from boot import _core
 
 KERNELS = list(_core.conv_kernels())
+SAME_SIZE = {"stride": 1, "pad_begin": 1, "pad_end": 1, "scale": 1}  # of a 3x3 convolution
 
 # (case, number of the convolution kernel); other ops have one implementation.
 RUNS = [
@@ -189,6 +190,47 @@ def test_conv2d_kernels_match_oracle_on_drawn_shapes(case):
             for v, value in pairs:
                 found = np.vdot(grads[name].astype(np.float64), v)
                 assert abs(found - value) <= 3e-5 * scale, (KERNELS[kernel], name)
+
+
+def sums_of_2x2(x):
+    n, h, w, c = x.shape
+    return x.astype(np.float64).reshape(n, h // 2, 2, w // 2, 2, c).sum(axis=(2, 4))
+
+
+def is_close(found, expected, tolerance=1e-5):
+    return np.linalg.norm(found - expected) <= tolerance * np.linalg.norm(expected)
+
+
+@settings(max_examples=40, deadline=None, derandomize=True, database=None)
+@given(
+    small=st.tuples(st.integers(1, 3), *[st.integers(1, 10)] * 2, *[st.integers(1, 35)] * 2),
+)
+def test_an_image_known_to_be_upsampled_gives_the_same(small):
+    n, h, w, i, o = small
+    case = Case("conv2d", {"x": (n, 2 * h, 2 * w, i), "weight": (o, i, 3, 3)}, SAME_SIZE)
+    inputs = make_inputs(case)
+    inputs["x"] = inputs["x"][:, ::2, ::2].repeat(2, axis=1).repeat(2, axis=2)
+    dy = np.random.default_rng(1).standard_normal((n, 2 * h, 2 * w, o)).astype(np.float32)
+    y = oracle.forward("conv2d", inputs, case.attrs)
+    plain = _core.op_backward("conv2d", inputs, attrs_of(case, KERNELS.index("plain")), dy)
+    for kernel in range(1, len(KERNELS)):
+        attrs = {**attrs_of(case, kernel), "upsampled": 1}
+        try:
+            found = _core.op_forward("conv2d", inputs, attrs)
+            grads = _core.op_backward("conv2d", inputs, attrs, dy)
+        except NotImplementedError:
+            continue
+        assert is_close(found, y), KERNELS[kernel]
+        assert is_close(grads["weight"], plain["weight"], 3e-5), KERNELS[kernel]
+        # of dx only these sums are used: by the backward of upsample_nearest
+        sums = sums_of_2x2(plain["x"])
+        assert is_close(sums_of_2x2(grads["x"]), sums, 3e-5), KERNELS[kernel]
+
+
+def test_an_upsampled_image_has_an_even_size():
+    case = Case("conv2d", {"x": (1, 4, 3, 2), "weight": (2, 2, 3, 3)}, SAME_SIZE)
+    with pytest.raises(ValueError, match="an upsampled image of 4 x 3 pixels, expected even"):
+        _core.op_forward("conv2d", make_inputs(case), {**attrs_of(case), "upsampled": 1})
 
 
 # ------------------------------------------------------------------------------- extreme values

@@ -46,13 +46,19 @@ static int conv1x1(builder *b, int x, const char *key, int64_t out) {
     return boot_graph_node(b->graph, &boot_op_linear, key, (int[]){x, w, bias, -1, -1}, NULL);
 }
 
+/* Convolutions are told which images are upsampled ones: those cost less. */
+static bool is_upsampled(builder *b, int x) {
+    return boot_graph_op(b->graph, x) == &boot_op_upsample_nearest;
+}
+
 static int conv3x3(builder *b, int x, const char *key, int64_t out, int stride, int64_t pad_begin,
                    int temb, int residual, double scale) {
     const int w = boot_graph_param(b->graph, true, 4, (int64_t[]){out, channels_of(b, x), 3, 3},
                                    "%s.weight", key);
     const int bias = vector(b, key, "bias", out);
-    return boot_graph_node(b->graph, &boot_op_conv2d, key, (int[]){x, w, bias, temb, residual},
-                           (double[BOOT_MAX_ATTRS]){stride, (double)pad_begin, 1, scale});
+    return boot_graph_node(
+        b->graph, &boot_op_conv2d, key, (int[]){x, w, bias, temb, residual},
+        (double[BOOT_MAX_ATTRS]){stride, (double)pad_begin, 1, scale, 0, is_upsampled(b, x)});
 }
 
 static int group_norm(builder *b, int x, const char *key, int64_t groups, int act,

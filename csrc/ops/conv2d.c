@@ -1,9 +1,8 @@
 /* conv2d.c: two-dimensional convolution with everything that a residual block adds to it.
  *
- *   y = scale (conv(x, weight) + bias + temb + residual)          temb is added to every pixel of
- * its image dx = conv^T(scale dy, weight)   dweight = scale x * dy   dbias, dtemb = scale sums of
- * dy over pixels dresidual = scale dy
- *
+ *   y = scale (conv(x, weight) + bias + temb + residual)   temb: added to every pixel of its image
+ *   dx = conv^T(scale dy, weight)     dweight = scale x * dy     dresidual = scale dy
+ *   dbias, dtemb = scale sums of dy over pixels
  * Which kernel runs is decided per shape and direction when the node is planned: pinned by
  * attribute or tuner, else the fastest of those that apply. */
 #include <omp.h>
@@ -18,7 +17,7 @@
 #include "ops/tuner.h"
 
 enum { X, WEIGHT, BIAS, TEMB, RESIDUAL };
-enum { STRIDE, PAD_BEGIN, PAD_END, SCALE, KERNEL };
+enum { STRIDE, PAD_BEGIN, PAD_END, SCALE, KERNEL, UPSAMPLED };
 
 const boot_conv_kernel *const boot_conv_kernels[BOOT_NUM_CONV_KERNELS] = {
     NULL, &boot_conv_direct, &boot_conv_dnnl_winograd, &boot_conv_winograd, &boot_conv_plain};
@@ -47,7 +46,8 @@ static boot_conv_shape shape_of(const boot_node *node) {
                              .stride = stride,
                              .pad_begin = begin,
                              .pad_end = end,
-                             .has_bias = node->in[BIAS].n > 0};
+                             .has_bias = node->in[BIAS].n > 0,
+                             .upsampled = node->attr[UPSAMPLED] != 0};
 }
 
 static boot_status conv2d_infer(boot_node *node) {
@@ -73,6 +73,11 @@ static boot_status conv2d_infer(boot_node *node) {
         return boot_fail(BOOT_ERR_VALUE,
                          "conv2d (%s): kernel is %g, expected a whole number in [0, %d]",
                          node->name, kernel, BOOT_NUM_CONV_KERNELS - 1);
+    if (s.upsampled && (s.H % 2 || s.W % 2))
+        return boot_fail(
+            BOOT_ERR_VALUE,
+            "conv2d (%s): an upsampled image of %lld x %lld pixels, expected even sizes",
+            node->name, (long long)s.H, (long long)s.W);
     node->out = boot_shape(s.N, s.Ho, s.Wo, s.O);
     if (node->in[BIAS].n) BOOT_TRY(boot_expect_count(node, BIAS, "bias", s.O));
     if (node->in[TEMB].n) BOOT_TRY(boot_expect_count(node, TEMB, "temb", s.N * s.O));
@@ -134,8 +139,7 @@ boot_status boot_conv_time(const boot_conv_kernel *kernel, const boot_conv_shape
     return status;
 }
 
-/* Times every automatic kernel that applies, in alternating rounds since machines are shared, and
-   notes the winner. */
+/* Times every automatic kernel that applies, in alternating rounds: machines are shared. */
 static boot_status time_kernels(const boot_conv_shape *s, boot_conv_direction direction,
                                 boot_plan_context *context, const char *key) {
     enum { ROUNDS = 2, REPEATS = 3 };
@@ -180,10 +184,11 @@ static boot_status choose_kernel(const boot_node *node, const boot_conv_shape *s
         return boot_fail(BOOT_ERR_UNSUPPORTED, "conv2d (%s): kernel %s does not do this shape",
                          node->name, (*chosen)->name);
     }
-    snprintf(key, sizeof key, "%s n%lld %lldx%lldx%lld o%lld k%lld s%lld p%lld,%lld t%d%s",
+    snprintf(key, sizeof key, "%s n%lld %lldx%lldx%lld o%lld k%lld s%lld p%lld,%lld t%d%s%s",
              direction_name[direction], (long long)s->N, (long long)s->H, (long long)s->W,
              (long long)s->I, (long long)s->O, (long long)s->k, (long long)s->stride,
              (long long)s->pad_begin, (long long)s->pad_end, omp_get_max_threads(),
+             s->upsampled ? " upsampled" : "",
              context->packed && direction != BOOT_CONV_WEIGHTS ? " packed" : "");
     const boot_choice *known;
     BOOT_TRY(boot_tuner_recall(context, key, &known));
@@ -256,8 +261,7 @@ static boot_status conv2d_plan(boot_node *node, void *context) {
     return BOOT_OK;
 }
 
-/* y = scale (y + temb + residual) for kernels that do not fuse it; one image row of pixels at a
- * time. */
+/* y = scale (y + temb + residual) for kernels that do not fuse it; one row of pixels at a time. */
 BOOT_INLINE void finish_rows_body(int64_t pixels, const boot_conv_shape *s, const boot_conv_args *t,
                                   int64_t n, int64_t first) {
     for (int64_t p = first; p < first + pixels; p++) {
@@ -346,8 +350,7 @@ static boot_status conv2d_backward(const boot_node *node, const boot_call *call)
     const float scale = (float)node->attr[SCALE];
     boot_tensor dy = call->dout;
     if (scale != 1.0f) {
-        dy.data = call->scratch + state->scaled_at;
-        dy.ld = dy.c;
+        dy.data = call->scratch + state->scaled_at, dy.ld = dy.c;
         scale_rows(&call->dout, &dy, scale, false);
     }
     sum_grads(s, call, &dy, call->scratch + state->sums_at);
@@ -362,8 +365,7 @@ static boot_status conv2d_backward(const boot_node *node, const boot_call *call)
                                  .scratch = call->scratch,
                                  .packs = call->packs};
     boot_conv_args weights = args, data = args;
-    weights.ldx = call->in[X].ld;
-    data.ldx = call->din[X].ld;
+    weights.ldx = call->in[X].ld, data.ldx = call->din[X].ld;
     if (args.dweight) {
         const int threads = limit_threads(state->alone);
         const boot_status status = state->kernel[BOOT_CONV_WEIGHTS]->run(
@@ -383,11 +385,10 @@ static boot_status conv2d_backward(const boot_node *node, const boot_call *call)
 const boot_op boot_op_conv2d = {
     .name = "conv2d",
     .inputs = "x weight bias? temb? residual?",
-    .attrs = "stride pad_begin pad_end scale kernel?",
+    .attrs = "stride pad_begin pad_end scale kernel? upsampled?",
     .doc = "y = scale (conv(x) + bias + temb + residual). x: (N, H, W, I), weight: (O, I, k, k), "
-           "bias: (O), "
-           "temb: (N, O), residual, y: (N, Ho, Wo, O).",
-    .flags = 0,
+           "bias: (O), temb: (N, O), residual, y: (N, Ho, Wo, O). upsampled: x repeats each pixel "
+           "2x2; only sums of dx over those matter.",
     .backward_reads = 1u << X | 1u << WEIGHT,
     .overwrites = 1u << X,
     .infer = conv2d_infer,

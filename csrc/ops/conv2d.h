@@ -20,6 +20,9 @@ typedef struct {
     int64_t Ho, Wo, O;  /* output images */
     int64_t k, stride, pad_begin, pad_end;
     bool has_bias;
+    /* x holds each pixel of a smaller image 2x2 times (upsample_nearest), and of dx only the sums
+       over those 2x2 matter. Kernels may use it. */
+    bool upsampled;
 } boot_conv_shape;
 
 /* Floats behind a weight that kernels may read (never use): vector loads of 9 taps go over the end.

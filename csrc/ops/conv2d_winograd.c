@@ -33,7 +33,9 @@ static boot_tile_cut cut_of(int64_t N, int64_t H, int64_t W, int64_t K, int64_t 
 
 /* One forward or data-gradient pass, in terms of what comes in (K channels) and goes out. */
 typedef struct {
+    const boot_conv_shape *s;
     const boot_tile_transforms *f;
+    boot_tile_planes planes;
     boot_panel_fn panel;
     int nr;
     boot_tile_cut cut;
@@ -68,13 +70,14 @@ static void product(const pass *p, int64_t rows, int64_t q, int64_t j, const flo
 static void run_blocks(const pass *p, float *work) {
     const boot_tile_cut *k = &p->cut;
     const int64_t each = PLANES * (k->plane_v + k->plane_m);
+    float *v = work + omp_get_thread_num() * each, *m = v + PLANES * k->plane_v;
+    boot_tile_clear_unused(p->s, m, k->plane_m);
 #pragma omp for schedule(static)
     for (int64_t b = 0; b < k->blocks; b++) {
-        float *v = work + omp_get_thread_num() * each, *m = v + PLANES * k->plane_v;
         const int64_t rows = boot_tile_rows(k, b);
         for (int64_t i = 0; i < rows; i++) input_tile(p, b * k->block + i, i, v);
-        for (int64_t q = 0; q < PLANES; q++)
-            for (int64_t j = 0; j < p->panels; j++) product(p, rows, q, j, v, m);
+        for (int q = 0; q < p->planes.count; q++)
+            for (int64_t j = 0; j < p->panels; j++) product(p, rows, p->planes.at[q], j, v, m);
         for (int64_t i = 0; i < rows; i++) output_tile(p, b * k->block + i, i, m);
     }
 }
@@ -83,13 +86,15 @@ static void run_blocks(const pass *p, float *work) {
 static void run_shared(const pass *p, float *work) {
     const boot_tile_cut *k = &p->cut;
     float *v = work, *m = v + PLANES * k->plane_v;
+#pragma omp single
+    boot_tile_clear_unused(p->s, m, k->plane_m);
     for (int64_t b = 0; b < k->blocks; b++) {
         const int64_t rows = boot_tile_rows(k, b);
 #pragma omp for schedule(static)
         for (int64_t i = 0; i < rows; i++) input_tile(p, b * k->block + i, i, v);
 #pragma omp for collapse(2) schedule(static)
-        for (int64_t q = 0; q < PLANES; q++)
-            for (int64_t j = 0; j < p->panels; j++) product(p, rows, q, j, v, m);
+        for (int q = 0; q < p->planes.count; q++)
+            for (int64_t j = 0; j < p->panels; j++) product(p, rows, p->planes.at[q], j, v, m);
 #pragma omp for schedule(static)
         for (int64_t i = 0; i < rows; i++) output_tile(p, b * k->block + i, i, m);
     }
@@ -109,7 +114,9 @@ static void pack_panels(const pass *p, const boot_conv_shape *s, const float *we
 /* Everything about a pass but where U is. */
 static pass pass_of(const boot_conv_shape *s, const boot_conv_args *t, bool data) {
     const int64_t K = data ? s->O : s->I, C = data ? s->I : s->O;
-    pass p = {.f = boot_tile_transforms_for_isa(),
+    pass p = {.s = s,
+              .f = boot_tile_transforms_for_isa(),
+              .planes = boot_tile_planes_of(s),
               .cut = cut_of(s->N, s->H, s->W, K, C, omp_get_max_threads()),
               .in = {s->H, s->W, K, data ? t->ldy : t->ldx},
               .out = {s->H, s->W, C, data ? t->ldx : t->ldy},
@@ -167,10 +174,13 @@ static void few_panel(const pass *p, const boot_conv_shape *s, const float *weig
         const int64_t depth = K - k < DEPTH ? K - k : DEPTH;
         p->f->weight_panel(p->out.channels - o, depth, weight + o * so + k * sk, so, sk, data, u,
                            plane_u);
-        for (int64_t q = 0; q < PLANES; q++)
+        for (int i = 0; i < p->planes.count; i++) {
+            const int64_t q = p->planes.at[i];
             p->panel(p->cut.tiles, depth, v + q * few_plane_v(p) + k, p->cut.ldv, 1,
                      u + q * plane_u, p->nr, NULL, m + q * plane_m, p->nr, k > 0);
+        }
     }
+    boot_tile_clear_unused(s, m, plane_m);
     part.cut.ldm = p->nr, part.cut.plane_m = plane_m;
     part.out.channels = p->out.channels - o < p->nr ? p->out.channels - o : p->nr;
     part.sink.y += o;

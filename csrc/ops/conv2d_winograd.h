@@ -8,6 +8,19 @@
 
 enum { PLANES = 36, PAD = 16 };
 
+/* The planes that are computed. Of an upsampled image rows 1 and 2 of a 6x6 tile are equal, and 3
+   and 4, so that row 2 of B^T d vanishes; the same for columns: 25 planes are left. Where only sums
+   of dx over 2x2 pixels matter, the same planes of M cancel in them. */
+typedef struct {
+    int count;
+    const unsigned char *at;
+} boot_tile_planes;
+
+boot_tile_planes boot_tile_planes_of(const boot_conv_shape *s);
+
+/* Zero in the planes that are not computed, floats [0, plane) of each. */
+void boot_tile_clear_unused(const boot_conv_shape *s, float *m, int64_t plane);
+
 /* Images on one side of the convolution: size, channels, pixel stride. */
 typedef struct {
     int64_t H, W, channels, ld;

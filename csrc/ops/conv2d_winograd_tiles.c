@@ -27,6 +27,33 @@
 #undef NAME
 #undef TARGET
 
+/* clang-format off */
+static const unsigned char every_plane[PLANES] = {
+     0,  1,  2,  3,  4,  5,
+     6,  7,  8,  9, 10, 11,
+    12, 13, 14, 15, 16, 17,
+    18, 19, 20, 21, 22, 23,
+    24, 25, 26, 27, 28, 29,
+    30, 31, 32, 33, 34, 35};
+static const unsigned char upsampled_planes[] = {
+     0,  1,      3,  4,  5,
+     6,  7,      9, 10, 11,
+
+    18, 19,     21, 22, 23,
+    24, 25,     27, 28, 29,
+    30, 31,     33, 34, 35};
+/* clang-format on */
+
+boot_tile_planes boot_tile_planes_of(const boot_conv_shape *s) {
+    return s->upsampled ? (boot_tile_planes){(int)sizeof upsampled_planes, upsampled_planes}
+                        : (boot_tile_planes){PLANES, every_plane};
+}
+
+void boot_tile_clear_unused(const boot_conv_shape *s, float *m, int64_t plane) {
+    for (int q = 0; s->upsampled && q < PLANES; q++)
+        if (q / 6 == 2 || q % 6 == 2) memset(m + q * plane, 0, plane * sizeof(float));
+}
+
 const boot_tile_transforms *boot_tile_transforms_for_isa(void) {
     switch (boot_isa()) {
     case BOOT_ISA_AVX512:

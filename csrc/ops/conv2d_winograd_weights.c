@@ -33,6 +33,7 @@ typedef struct {
     int nr;
     boot_tile_cut cut;
     float *v, *d, *du;
+    boot_tile_planes planes;
 } grad_pass;
 
 static int64_t plane_of_few(int nr) { return FEW_ROWS * nr + PAD; }
@@ -61,14 +62,17 @@ static void finish_few(const grad_pass *p) {
     const int64_t parts = (s->I + FEW_ROWS - 1) / FEW_ROWS, plane = plane_of_few(p->nr);
     const int64_t panels = (s->O + p->nr - 1) / p->nr;
     float *du = p->du + omp_get_thread_num() * PLANES * plane;
+    boot_tile_clear_unused(s, du, plane);
 #pragma omp for collapse(2) schedule(static)
     for (int64_t j = 0; j < panels; j++)
         for (int64_t part = 0; part < parts; part++) {
             const int64_t i = part * FEW_ROWS, o = j * p->nr;
             const int64_t rows = s->I - i < FEW_ROWS ? s->I - i : FEW_ROWS;
-            for (int64_t q = 0; q < PLANES; q++)
+            for (int c = 0; c < p->planes.count; c++) {
+                const int64_t q = p->planes.at[c];
                 p->panel(rows, k->tiles, p->v + q * k->plane_v + i, 1, k->ldv,
                          p->d + q * k->plane_m + o, k->ldm, NULL, du + q * plane, p->nr, false);
+            }
             for (int64_t r = 0; r < rows; r++)
                 p->f->weight_grad(s->O - o < p->nr ? s->O - o : p->nr, du + r * p->nr, plane,
                                   p->t->dweight + 9 * (i + r) + o * 9 * s->I, 9 * s->I);
@@ -81,8 +85,9 @@ static void add_products(const grad_pass *p, int64_t b, int64_t plane_u) {
     const boot_tile_cut *k = &p->cut;
     const int64_t parts = (s->I + ROWS - 1) / ROWS;
 #pragma omp for collapse(2) schedule(static)
-    for (int64_t q = 0; q < PLANES; q++)
+    for (int c = 0; c < p->planes.count; c++)
         for (int64_t part = 0; part < parts; part++) {
+            const int64_t q = p->planes.at[c];
             const int64_t i = part * ROWS, M = s->I - i < ROWS ? s->I - i : ROWS;
             for (int64_t j = 0; j < s->O; j += p->nr)
                 p->panel(M, boot_tile_rows(k, b), p->v + q * k->plane_v + i, 1, k->ldv,
@@ -92,8 +97,12 @@ static void add_products(const grad_pass *p, int64_t b, int64_t plane_u) {
 }
 
 boot_status boot_winograd_weights(const boot_conv_shape *s, const boot_conv_args *t) {
-    grad_pass p = {s,    t,   boot_tile_transforms_for_isa(), NULL, 0, grad_cut(s), t->scratch,
-                   NULL, NULL};
+    grad_pass p = {.s = s,
+                   .t = t,
+                   .f = boot_tile_transforms_for_isa(),
+                   .cut = grad_cut(s),
+                   .v = t->scratch,
+                   .planes = boot_tile_planes_of(s)};
     const boot_tile_cut *k = &p.cut;
     const int64_t plane_u = s->I * k->ldm + PAD;
     p.panel = boot_gemm_panel(&p.nr);
@@ -101,6 +110,10 @@ boot_status boot_winograd_weights(const boot_conv_shape *s, const boot_conv_args
     p.du = p.d + PLANES * k->plane_m;
 #pragma omp parallel if (k->tiles * s->I * s->O * PLANES > 200000)
     {
+        if (k->blocks > 1) {
+#pragma omp single
+            boot_tile_clear_unused(s, p.du, plane_u);
+        }
         for (int64_t b = 0; b < k->blocks; b++) {
             transform_block(&p, b);
             if (k->blocks == 1)
