@@ -44,7 +44,8 @@ class Case:
 
 def attrs_of(case: Case, kernel: int = AUTO) -> dict[str, float]:
     """Every attribute of a case, with the convolution kernel to use."""
-    return {**case.attrs, "kernel": kernel} if case.op == "conv2d" else dict(case.attrs)
+    own = {"kernel": kernel, "upsampled": 0} if case.op == "conv2d" else {}
+    return {**case.attrs, **own}
 
 
 def make_inputs(case: Case) -> dict[str, Array]:
