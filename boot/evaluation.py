@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 
 from boot.choices import SOLVERS
-from boot.config import DistillConfig
 from boot.errors import FormatError, check_choice, check_float, check_int, check_path
 from boot.metrics import FeatureFunction, Statistics, measure, paired_rmse
 from boot.network import Images
@@ -84,11 +83,11 @@ def evaluate_student(
     """
     count = check_int("num_images", num_images, 2)
     paired = check_int("num_paired", num_paired, 1)
-    trained = DistillConfig().to_dict() | student.info.training.get("config", {})
+    trained = student.info.settings()
     if delta is None:
-        delta = trained["delta"] / trained["teacher_substeps"]
+        delta = trained.delta / trained.teacher_substeps
     delta = check_float("delta", delta, 0, 1, above=True)
-    solver = check_choice("solver", trained["solver"] if solver is None else solver, SOLVERS)
+    solver = check_choice("solver", trained.solver if solver is None else solver, SOLVERS)
     check_pair(student, teacher)
     expected = student.info.teacher.get("sha256")
     if expected not in (None, teacher.fingerprint):

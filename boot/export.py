@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from boot import _core
-from boot.errors import FormatError, listed
+from boot.errors import FormatError, listed, shown
 from boot.network import (
     EMBEDDING_PARTS,
     GUIDANCE_EMBEDDING,
@@ -132,7 +132,7 @@ def scheduler_of(values: dict[str, Any], where: str) -> SchedulerConfig:
     """Return the teacher's scheduler from the content of a `boot.json`."""
     scheduler = values.get("scheduler")
     if not isinstance(scheduler, dict):
-        raise FormatError(f"{where}: scheduler must be an object, got {scheduler!r}")
+        raise FormatError(f"{where}: scheduler must be an object, got {shown(scheduler)}")
     try:
         return SchedulerConfig(**scheduler)
     except (TypeError, ValueError) as problem:

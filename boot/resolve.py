@@ -119,17 +119,7 @@ def guidance_for(config: DistillConfig, teacher: Teacher) -> Guidance:
 
 def teaching_of(info: StudentInfo, teacher: Teacher) -> tuple[Guidance, Clip]:
     """Return how a student's teacher was guided and clipped while it taught the student."""
-    known = {option.name for option in DistillConfig.options()}
-    settings = info.training.get("config", {})
-    config = DistillConfig().replace(
-        **{name: value for name, value in settings.items() if name in known}
-        | {
-            "guidance_scale": info.guidance_scale,
-            "null_class_label": info.null_class_label,
-            "guidance_scale_min": info.scale_range[0] if info.takes_scale else 1.0,
-            "guidance_scale_max": info.guidance_scale_max,
-        }
-    )
+    config = info.settings()
     return guidance_for(config, teacher), clip_for(config, teacher)
 
 

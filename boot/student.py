@@ -377,10 +377,11 @@ class Student:
                 f"{str(root)!r} is not a student: it has no {INFO_FILE}; for a diffusion model "
                 "use Teacher.from_pretrained"
             )
-        values = read_json_object(root / INFO_FILE)
-        info = StudentInfo.from_dict(values, str(root / INFO_FILE))
-        scheduler = scheduler_of(values, str(root / INFO_FILE))
+        values, where = read_json_object(root / INFO_FILE), str(root / INFO_FILE)
+        info = StudentInfo.from_dict(values, where)
+        scheduler = scheduler_of(values, where)
         loaded = load_pipeline(root)
+        info.check_classes(loaded.unet.num_classes, where)
         own = load_tensors(root / TENSORS_FILE)
         highest = float(scheduler.num_train_timesteps - 1)
         model = Network(

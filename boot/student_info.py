@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from boot.errors import FormatError, check_bool, check_float, check_int
+from boot.config import DistillConfig
+from boot.errors import FormatError, check_bool, check_float, check_int, shown, type_name
 from boot.guidance import Guidance
 from boot.network import LARGEST_GUIDANCE_SCALE
 
@@ -50,14 +51,32 @@ class StudentInfo:
             return self.guidance_scale, self.guidance_scale
         return self.guidance_scale_min, self.guidance_scale_max
 
+    def settings(self) -> DistillConfig:
+        """The settings of its training, as far as this version knows them; defaults for the rest.
+
+        Raises TypeError, ConfigError or OverflowError for values that no training can have had;
+        `from_dict` refuses those.
+        """
+        known = {option.name for option in DistillConfig.options()}
+        stored = self.training.get("config", {})
+        return DistillConfig().replace(
+            **{name: value for name, value in stored.items() if name in known}
+            | {
+                "guidance_scale": self.guidance_scale,
+                "null_class_label": self.null_class_label,
+                "guidance_scale_min": self.scale_range[0] if self.takes_scale else 1.0,
+                "guidance_scale_max": self.guidance_scale_max,
+            }
+        )
+
     @classmethod
     def from_dict(cls, values: dict[str, Any], where: str) -> StudentInfo:
         """Check the content of a `boot.json`; FormatError that starts with `where`."""
         version = values.get("format_version")
         if version != FORMAT_VERSION:
             raise FormatError(
-                f"{where}: format_version must be {FORMAT_VERSION}, got {version!r}: the student "
-                "was saved by another version of boot"
+                f"{where}: format_version must be {FORMAT_VERSION}, got {shown(version)}: the "
+                "student was saved by another version of boot"
             )
         known = {item.name: item for item in dataclasses.fields(cls)}
         missing = [name for name in ("t_max", "t_min") if name not in values]
@@ -72,9 +91,18 @@ class StudentInfo:
             check_float("clip_sample_range", info.clip_sample_range, 0, above=True)
             if info.null_class_label is not None:
                 check_int("null_class_label", info.null_class_label, 0)
-        except (TypeError, ValueError) as problem:
+            _check_origin(info)
+        except (TypeError, ValueError, OverflowError) as problem:
             raise FormatError(f"{where}: {problem}") from None
         return info
+
+    def check_classes(self, num_classes: int | None, where: str) -> None:
+        """Require the null label to be a class of the network; FormatError as in `from_dict`."""
+        if self.null_class_label is not None and self.null_class_label >= (num_classes or 0):
+            raise FormatError(
+                f"{where}: null_class_label is {self.null_class_label}, but the network has "
+                f"{num_classes or 0} classes"
+            )
 
 
 def _check_scales(info: StudentInfo) -> None:
@@ -86,3 +114,24 @@ def _check_scales(info: StudentInfo) -> None:
         check_float("guidance_scale_min", lo, 0, hi)
     limits = (0.0, LARGEST_GUIDANCE_SCALE) if hi is None else info.scale_range
     check_float("guidance_scale", info.guidance_scale, *limits)
+
+
+def _check_origin(info: StudentInfo) -> None:
+    """Check what it says of its teacher and its training; keys of other versions may be there."""
+    facts: dict[str, tuple[Any, dict[str, type]]] = {
+        "teacher": (info.teacher, {"name": str, "sha256": str}),
+        "training": (info.training, {"steps": int, "config": dict}),
+    }
+    for field, (values, kinds) in facts.items():
+        if not isinstance(values, dict):
+            raise TypeError(f"{field} must be dict, got {shown(values)} ({type_name(values)})")
+        for key, kind in kinds.items():
+            value = values.get(key, kind())
+            if not isinstance(value, kind) or isinstance(value, bool):
+                found = f"{shown(value)} ({type_name(value)})"
+                raise TypeError(f"{field}.{key} must be {kind.__name__}, got {found}")
+    check_int("training.steps", info.training.get("steps", 0), 0)
+    try:
+        info.settings()
+    except (TypeError, ValueError, OverflowError) as problem:
+        raise ValueError(f"training.config: {problem}") from None

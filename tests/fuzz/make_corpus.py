@@ -66,6 +66,9 @@ def main() -> None:
     put("distill_config", "defaults", DistillConfig().to_json())
     info = {"format_version": 1, "t_max": 0.8, "t_min": 0.001, "guidance_scale": 1.5}
     put("student_info", "student", json.dumps({**info, "null_class_label": 2, "teacher": {}}))
+    origin = {"name": "digits", "sha256": "00"}
+    training = {"steps": 9, "config": DistillConfig().to_dict()}
+    put("student_info", "whole", json.dumps({**info, "teacher": origin, "training": training}))
     put("json", "nested", '{"a": [1, -2.5e3, {"b": [true, null, "\\u00e9"]}], "c": {}}')
     with tempfile.TemporaryDirectory() as name:
         rows = np.random.default_rng(0).standard_normal((6, 2))

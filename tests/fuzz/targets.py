@@ -90,7 +90,8 @@ def distill_config(data: bytes) -> None:
 
 def student_info(data: bytes) -> None:
     """boot.json of a student."""
-    StudentInfo.from_dict(_object(data), "boot.json")
+    info = StudentInfo.from_dict(_object(data), "boot.json")
+    assert info.settings() and (info.teacher.get("name", ""), info.training.get("steps", 0))
 
 
 def statistics(data: bytes) -> None:
