@@ -138,19 +138,35 @@ def _measure(path: Path) -> dict[str, Any]:
 def prune_checkpoints(path: Path, limit: int | None) -> None:
     """Delete all but `limit` checkpoints beside `path`, the one just written.
 
-    That one is read back and verified first, and kept; of the others the newest are. Raises
-    CheckpointError, with nothing deleted, if it is damaged.
+    That one is read back and verified first, and kept; of the others the newest intact ones are.
+    Damaged ones do not count, and go once there are `limit` intact ones. Raises CheckpointError,
+    with nothing deleted, if the new one is damaged.
     """
     others = [other for other in list_checkpoints(path.parent) if other != path]
     if limit is None or len(others) < limit:
         return
     read_manifest(path)
-    for other in others[limit - 1 :]:
+    wanted, spare = limit - 1, list[Path]()
+    for other in others:
+        if wanted > 0 and _is_intact(other):
+            wanted -= 1
+        else:
+            spare.append(other)
+    for other in spare if wanted == 0 else ():
         # Renamed first: half a deleted folder must not look like a checkpoint.
         aside = temporary_beside(other)
         with contextlib.suppress(OSError):
             os.rename(other, aside)
             remove(aside)
+
+
+def _is_intact(path: Path) -> bool:
+    try:
+        read_manifest(path)
+    except CheckpointError as problem:
+        _log.warning("ignoring a damaged checkpoint: %s", problem)
+        return False
+    return True
 
 
 # -------------------------------------------------------------------------------------- reading
@@ -173,14 +189,7 @@ def find_latest(output_dir: Path, before: Path | None = None) -> Path | None:
     paths = list_checkpoints(output_dir)
     if before is not None:
         paths = paths[paths.index(before) + 1 :]
-    for path in paths:
-        try:
-            read_manifest(path)
-        except CheckpointError as problem:
-            _log.warning("ignoring a damaged checkpoint: %s", problem)
-        else:
-            return path
-    return None
+    return next((path for path in paths if _is_intact(path)), None)
 
 
 def read_manifest(path: Path) -> dict[str, Any]:
@@ -260,7 +269,8 @@ def resolve_resume(wanted: str | None, output_dir: Path | None) -> Path | None:
     """Return the checkpoint that `resume_from_checkpoint` means, or None to start afresh.
 
     "latest" is the newest intact one of output_dir; anything else is the path of a checkpoint.
-    Raises FileNotFoundError for a path that is not there, ValueError for "latest" without a folder.
+    Raises FileNotFoundError for a path that is not there, ValueError for "latest" without a folder,
+    CheckpointError if that has checkpoints, but no intact one: to start afresh would cut the log.
     """
     if wanted is None:
         return None
@@ -276,4 +286,16 @@ def resolve_resume(wanted: str | None, output_dir: Path | None) -> Path | None:
         return path
     if output_dir is None:
         raise ValueError("resume_from_checkpoint='latest' needs an output_dir to look in")
-    return find_latest(output_dir)
+    latest = find_latest(output_dir)
+    if latest is None and list_checkpoints(output_dir):
+        raise none_intact(output_dir)
+    return latest
+
+
+def none_intact(output_dir: Path) -> CheckpointError:
+    """Return the error for "latest" where there are checkpoints, all of them damaged."""
+    return CheckpointError(
+        f"resume_from_checkpoint='latest': every checkpoint in {str(output_dir)!r} is damaged "
+        f"({listed(path.name for path in list_checkpoints(output_dir))}); move them away to start "
+        "afresh"
+    )

@@ -21,6 +21,7 @@ from boot.checkpoint import (
     list_checkpoints,
     load_checkpoint,
     machine,
+    none_intact,
     prune_checkpoints,
     read_manifest,
     save_checkpoint,
@@ -83,6 +84,8 @@ def begin(distiller: Distiller) -> None:
                 raise
             _log.warning("ignoring a damaged checkpoint: %s", problem)
             distiller._origin = find_latest(distiller.output_dir, distiller._origin)
+            if distiller._origin is None:
+                raise none_intact(distiller.output_dir) from problem
 
 
 def _restore(distiller: Distiller, checkpoint: Path) -> None:

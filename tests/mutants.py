@@ -155,7 +155,8 @@ FILES = [
         "tests/test_safetensors_io.py",
     ),
     Mutant("boot/checkpoint.py", "if found != expected:", "if False:", T_CHECKPOINT),
-    Mutant("boot/checkpoint.py", "others[limit - 1 :]", "others[: limit - 1]", T_CHECKPOINT),
+    Mutant("boot/checkpoint.py", "limit - 1, list[Path]()", "limit, list[Path]()", T_CHECKPOINT),
+    Mutant("boot/checkpoint.py", "wanted > 0 and _is_intact(other)", "wanted > 0", T_CHECKPOINT),
     Mutant(
         "boot/network.py",
         "if missing or unexpected or misshapen:",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import shutil
@@ -282,6 +283,60 @@ def test_old_ones_are_deleted_after_the_new_one_was_verified(tmp_path):
     assert [p.name for p in list_checkpoints(tmp_path)] == ["checkpoint-4", "checkpoint-3"]
     prune_checkpoints(paths[3], 1)  # the one just written stays, even if it is not the newest
     assert [p.name for p in tmp_path.iterdir()] == ["checkpoint-3"]
+
+
+def test_damaged_ones_do_not_count_and_go_when_there_are_enough_intact_ones(tmp_path, caplog):
+    def names():
+        return [path.name for path in list_checkpoints(tmp_path)]
+
+    paths = {step: write(tmp_path, step) for step in (2, 4, 7, 8)}
+    for step in (8, 4):
+        flip(paths[step] / "state.safetensors")
+    new = write(tmp_path, 5)
+    prune_checkpoints(new, 4)
+    assert names() == [f"checkpoint-{step}" for step in (8, 7, 5, 4, 2)]
+    prune_checkpoints(new, 3)
+    assert names() == ["checkpoint-7", "checkpoint-5", "checkpoint-2"]
+    assert "checkpoint-8" in caplog.text
+    flip(paths[7] / "config.json")
+    prune_checkpoints(write(tmp_path, 6), 1)
+    assert names() == ["checkpoint-6"]
+
+
+def test_a_damaged_checkpoint_of_a_higher_step_takes_no_slot_of_the_run_that_goes_on(tmp_path):
+    options = {**OPTIONS, "checkpointing_steps": 1, "checkpoints_total_limit": 2}
+    make(output_dir=str(tmp_path), **options).fit(4)
+    flip(tmp_path / "checkpoint-4/state.safetensors")
+    (tmp_path / "checkpoint-4").rename(tmp_path / "checkpoint-9")
+    resumed = make(output_dir=str(tmp_path), resume_from_checkpoint="latest", **options)
+    assert resumed.state.step == 3
+
+    class Watch(Recorder):
+        def on_save(self, config, state, control, **kwargs):
+            intact = []
+            for path in list_checkpoints(tmp_path):
+                with contextlib.suppress(CheckpointError):
+                    intact.append(read_manifest(path)["step"])
+            self.events.append(intact)
+
+    watch = Watch()
+    resumed.fit(7, callbacks=[watch])
+    saves = [event for event in watch.events if isinstance(event, list)]
+    assert saves == [[4, 3], [5, 4], [6, 5], [7, 6]]
+
+
+def test_latest_where_every_checkpoint_is_damaged_is_refused_and_cuts_no_log(tmp_path):
+    make(output_dir=str(tmp_path), **OPTIONS).fit()
+    log = (tmp_path / "log.jsonl").read_bytes()
+    for path in list_checkpoints(tmp_path):
+        flip(path / "state.safetensors")
+    with pytest.raises(CheckpointError, match=r"damaged \(checkpoint-6, checkpoint-3\); move them"):
+        make(output_dir=str(tmp_path), resume_from_checkpoint="latest", **OPTIONS)
+    assert (tmp_path / "log.jsonl").read_bytes() == log
+    for path in list_checkpoints(tmp_path):
+        shutil.rmtree(path)
+    again = make(output_dir=str(tmp_path), resume_from_checkpoint="latest", **OPTIONS)
+    assert again.state.step == 0
 
 
 def test_saving_needs_a_folder():

@@ -162,16 +162,13 @@ def test_the_checkpoint_before_is_used_instead(run, tmp_path, caplog, name):
         )
 
 
-def test_without_a_good_one_the_run_starts_afresh(run, tmp_path):
+def test_without_a_good_one_latest_is_refused(run, tmp_path):
     teacher, folder = run
     for name in ("checkpoint-2", "checkpoint-4"):
         shutil.copytree(folder / name, tmp_path / name)
         change_arrays(tmp_path / name, v=spoilt(tmp_path / name, "v", NAN))
-    fresh = make(
-        teacher=teacher, output_dir=str(tmp_path), resume_from_checkpoint="latest", **OPTIONS
-    )
-    assert fresh.state.step == 0
-    assert_same(weights_of(fresh), weights_of(make(teacher=teacher, **OPTIONS)))
+    with pytest.raises(CheckpointError, match=r"damaged \(checkpoint-4, checkpoint-2\); move them"):
+        make(teacher=teacher, output_dir=str(tmp_path), resume_from_checkpoint="latest", **OPTIONS)
 
 
 def test_a_roll_back_passes_over_one_with_nan(run, tmp_path, caplog):
