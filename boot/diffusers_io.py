@@ -33,6 +33,7 @@ from boot.errors import (
 )
 from boot.files import folder_atomically, read_json_object, to_json, write_atomically
 from boot.safetensors_io import TensorInfo, read_header, read_index, read_tensors, save_tensors
+from boot.schedule import Schedule
 from boot.scheduler_config import SchedulerConfig
 from boot.unet_config import MODEL_CLASS, UNet2DConfig
 from boot.unet_keys import expected_tensors, match_tensors
@@ -47,6 +48,7 @@ __all__ = [
     "fingerprint",
     "load_pipeline",
     "load_weights",
+    "read_scheduler",
     "save_pipeline",
 ]
 
@@ -77,6 +79,7 @@ class LoadedPipeline:
 
     unet: UNet2DConfig
     scheduler: SchedulerConfig
+    schedule: Schedule  # the noise process that `scheduler` describes
     tensors: Tensors
     folder: Path
     source: dict[str, Any]
@@ -113,9 +116,8 @@ def load_pipeline(folder: str | os.PathLike[str], *, variant: str | None = None)
     index = _read_pipeline_index(root)
     model_folder, scheduler_file = _find_components(root, index is not None)
     unet_values = read_json_object(model_folder / MODEL_FILE)
-    scheduler_values = read_json_object(scheduler_file)
     unet = _config_from(UNet2DConfig, unet_values, model_folder / MODEL_FILE)
-    scheduler = _config_from(SchedulerConfig, scheduler_values, scheduler_file)
+    scheduler, schedule, scheduler_class = read_scheduler(scheduler_file)
     if unet.out_channels != unet.in_channels:
         raise UnsupportedModel(
             f"{model_folder / MODEL_FILE}: out_channels: {unet.out_channels} is not supported with "
@@ -126,11 +128,24 @@ def load_pipeline(folder: str | os.PathLike[str], *, variant: str | None = None)
     source = {
         "folder": str(root.resolve()),
         "pipeline_class": (index or {}).get("_class_name"),
-        "scheduler_class": scheduler_values.get("_class_name"),
+        "scheduler_class": scheduler_class,
         "diffusers_version": unet_values.get("_diffusers_version"),
         "weights": str(weights.relative_to(root)),
     }
-    return LoadedPipeline(unet, scheduler, load_weights(weights, unet), root, source)
+    return LoadedPipeline(unet, scheduler, schedule, load_weights(weights, unet), root, source)
+
+
+def read_scheduler(path: Path) -> tuple[SchedulerConfig, Schedule, str | None]:
+    """Read a scheduler config: what it says, the noise process that follows, and its class.
+
+    Raises an OSError, FormatError (also if the numbers make no noise process) or UnsupportedModel.
+    """
+    values = read_json_object(path)
+    config: SchedulerConfig = _config_from(SchedulerConfig, values, path)
+    try:
+        return config, Schedule.from_config(config), values.get("_class_name")
+    except ValueError as problem:  # betas of 1, or a single timestep
+        raise FormatError(f"{path}: {problem}") from None
 
 
 def _config_from(kind: Any, values: dict[str, Any], path: Path) -> Any:

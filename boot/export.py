@@ -134,7 +134,9 @@ def scheduler_of(values: dict[str, Any], where: str) -> SchedulerConfig:
     if not isinstance(scheduler, dict):
         raise FormatError(f"{where}: scheduler must be an object, got {shown(scheduler)}")
     try:
-        return SchedulerConfig(**scheduler)
+        config = SchedulerConfig(**scheduler)
+        Schedule.from_config(config)  # whether its numbers make a noise process
+        return config
     except (TypeError, ValueError) as problem:
         raise FormatError(f"{where}: scheduler: {problem}") from None
 

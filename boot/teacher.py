@@ -77,7 +77,8 @@ class Teacher:
         model.load(loaded.tensors)
         # Packed weights cost four times the memory of the plain ones: for small networks only.
         model.keep_packed(model.num_parameters <= PACK_PARAMETERS)
-        return cls(model, loaded.scheduler, name=loaded.folder.resolve().name)
+        name = loaded.folder.resolve().name
+        return cls(model, loaded.scheduler, name=name, schedule=loaded.schedule)
 
     @classmethod
     def from_callable(

@@ -248,6 +248,16 @@ BAD_FOLDERS = {
         UnsupportedModel,
         "scheduler_config.json: beta_schedule: 'exp' is not supported",
     ),
+    "one timestep": (
+        lambda f: edit(f / "scheduler" / "scheduler_config.json", num_train_timesteps=1),
+        FormatError,
+        "scheduler_config.json: alphas_cumprod must have shape",
+    ),
+    "a beta of one": (
+        lambda f: edit(f / "scheduler" / "scheduler_config.json", beta_end=1.0),
+        FormatError,
+        "scheduler_config.json: beta_schedule linear: beta 1 at index",
+    ),
     "custom pipeline": (
         lambda f: edit(f / "model_index.json", _class_name=["my_pipeline", "MyPipeline"]),
         UnsupportedModel,

@@ -34,8 +34,8 @@ LAYERS = [
     files distances scheduler_config unet_config options learning_rate
     kernel_cache
     config metrics safetensors_io unet_keys image_model
-    network presets
-    diffusers_io schedule guidance flags
+    network presets schedule
+    diffusers_io guidance flags
     continuous callable_model signal_ode inputs images targets correction
     samplers draws
     teacher model_card student_info

@@ -267,6 +267,8 @@ def test_a_pipeline_that_is_no_student_is_named_as_such(tmp_path):
         ({"scheduler": [1]}, "scheduler must be an object"),
         ({"scheduler": {"beta_start": -1}}, "beta_start"),
         ({"scheduler": {"no_such_key": 1}}, "no_such_key"),
+        ({"scheduler": {"num_train_timesteps": 1}}, "scheduler: alphas_cumprod must have shape"),
+        ({"scheduler": {"beta_end": 1.0}}, "scheduler: beta_schedule linear: beta 1"),
     ],
 )
 def test_broken_boot_json_is_named(tmp_path, change, message):

@@ -20,6 +20,7 @@ import numpy as np
 from boot.callbacks import TrainState
 from boot.checkpoint import MANIFEST_FILE, Identity, load_checkpoint, save_checkpoint
 from boot.config import DistillConfig
+from boot.diffusers_io import read_scheduler
 from boot.errors import (
     BootError,
     CheckpointError,
@@ -32,8 +33,6 @@ from boot.files import parse_json, to_json
 from boot.manifest import signed
 from boot.metrics import Statistics
 from boot.safetensors_io import load_tensors, read_index
-from boot.schedule import Schedule
-from boot.scheduler_config import SchedulerConfig
 from boot.student import StudentInfo
 from boot.unet_config import UNet2DConfig
 from boot.unet_keys import expected_tensors
@@ -78,9 +77,7 @@ def unet_config(data: bytes) -> None:
 
 def scheduler_config(data: bytes) -> None:
     """scheduler_config.json, and the noise schedule it asks for."""
-    config = SchedulerConfig.from_dict(_object(data))
-    with contextlib.suppress(ValueError):  # a table that does not fall, found by Schedule
-        Schedule.from_config(config)
+    read_scheduler(_file("scheduler_config.json", data))
 
 
 def distill_config(data: bytes) -> None:
@@ -125,7 +122,7 @@ TARGETS: dict[str, Target] = {
     "index": (index, (FormatError,)),
     "json": (json_text, (FormatError,)),
     "unet_config": (unet_config, OF_CONFIGS),
-    "scheduler_config": (scheduler_config, OF_CONFIGS),
+    "scheduler_config": (scheduler_config, (FormatError, UnsupportedModel)),
     "distill_config": (distill_config, (FormatError, ConfigError)),
     "student_info": (student_info, (FormatError,)),
     "statistics": (statistics, (FormatError,)),
