@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import zipfile
 from pathlib import Path
@@ -20,8 +19,6 @@ from boot.schedule import Float64
 from boot.signal_ode import training_times, trajectory
 from boot.student import Student
 from boot.teacher import Teacher
-
-_log = logging.getLogger("boot")
 
 
 def teacher_signals(
@@ -89,9 +86,6 @@ def evaluate_student(
     delta = check_float("delta", delta, 0, 1, above=True)
     solver = check_choice("solver", trained.solver if solver is None else solver, SOLVERS)
     check_pair(student, teacher)
-    expected = student.info.teacher.get("sha256")
-    if expected not in (None, teacher.fingerprint):
-        _log.warning("the student was distilled from another teacher than %r", teacher.name)
     statistics = None if reference is None else load_reference(reference, features)
     noise, labels = student.inputs(paired, seed=seed)
     times, signals = teacher_signals(student, teacher, noise, labels, delta=delta, solver=solver)

@@ -16,6 +16,7 @@ itself: its input is pure noise, never an x_t. So it cannot simply go on from an
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -26,12 +27,14 @@ from boot.network import Images
 from boot.noise import Stream, normal
 from boot.resolve import teaching_of
 from boot.samplers import SAMPLERS
-from boot.schedule import Float64
+from boot.schedule import Float64, Schedule
 from boot.signal_ode import diffuse
 from boot.teacher import Teacher
 
 if TYPE_CHECKING:
     from boot.student import Student
+
+_log = logging.getLogger("boot")
 
 
 def check_refine(
@@ -42,7 +45,7 @@ def check_refine(
     check_choice("sampler", sampler, tuple(SAMPLERS))
     steps = check_int("num_teacher_steps", num_teacher_steps, 1)
     t = check_float("t", t, student.info.t_min, student.info.t_max)
-    available = round(t * teacher.schedule.num_train_timesteps)
+    available = teacher.schedule.most_steps(t)
     if steps > available:
         raise ValueError(
             f"num_teacher_steps must be 1 ... {available} for t {t:g}, got {num_teacher_steps}"
@@ -51,7 +54,10 @@ def check_refine(
 
 
 def check_pair(student: Student, teacher: Teacher) -> None:
-    """Raise ValueError if the teacher makes other images, or other classes, than the student."""
+    """Raise ValueError if the teacher makes other images, or other classes, than the student.
+
+    Log a warning if it fits, but is not the one that the student was distilled from.
+    """
     if not isinstance(teacher, Teacher):
         raise TypeError(f"teacher must be a Teacher, got {shown(teacher)}")
     ours, theirs = student.model.config, teacher.model.config
@@ -61,6 +67,9 @@ def check_pair(student: Student, teacher: Teacher) -> None:
             raise ValueError(
                 f"teacher does not fit the student: {key} must be {mine!r}, got {other!r}"
             )
+    expected = student.info.teacher.get("sha256")
+    if expected is not None and expected != teacher.fingerprint:
+        _log.warning("the student was distilled from another teacher than %r", teacher.name)
 
 
 def teacher_steps(
@@ -90,16 +99,25 @@ def teacher_steps(
     return images
 
 
-def jump(student: Student, eps: Images, labels: Any, w: Float64 | None, t: float) -> Images:
-    """Return x_t = alpha_t y(eps, t) + sigma_t eps, the student's point of the trajectory at t."""
+def jump(
+    student: Student, schedule: Schedule, eps: Images, labels: Any, w: Float64 | None, t: float
+) -> Images:
+    """Return x_t = alpha_t y(eps, t) + sigma_t eps, the student's point of the trajectory at t.
+
+    schedule: of the one who goes on from x_t. The student's own is the variance-preserving form of
+    its teacher's: the same signals at the same times, but another x.
+    """
     times = np.full(len(eps), t)
-    return diffuse(student.schedule, student.signal(eps, times, labels, w), eps, times)
+    return diffuse(schedule, student.signal(eps, times, labels, w), eps, times)
 
 
-def renoise(student: Student, images: Images, t: float, seed: int, number: int = 0) -> Images:
-    """Return x_t = alpha_t image + sigma_t eps' with fresh noise, the `number`-th of its seed."""
+def renoise(schedule: Schedule, images: Images, t: float, seed: int, number: int = 0) -> Images:
+    """Return x_t = alpha_t image + sigma_t eps' with fresh noise, the `number`-th of its seed.
+
+    schedule: of the one who goes on from x_t, see `jump`.
+    """
     fresh = normal(seed, Stream.SECOND_NOISE, number, 0, images.shape)
-    return diffuse(student.schedule, images, fresh, np.full(len(images), t))
+    return diffuse(schedule, images, fresh, np.full(len(images), t))
 
 
 def start_noise(
@@ -107,7 +125,8 @@ def start_noise(
 ) -> Images:
     """Return eps with alpha_t y(eps, t) + sigma_t eps = x, nearly: `rounds` fixed-point rounds.
 
-    Starts from x itself, which is mostly noise. One call of the student a round.
+    x, alpha and sigma are those of the student's own schedule. Starts from x itself, which is
+    mostly noise. One call of the student a round.
     """
     times, eps = np.full(len(x), t), x
     alpha, sigma = student.schedule.alpha_sigma(times)

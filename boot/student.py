@@ -256,9 +256,9 @@ class Student:
         start = float(times[0])
         if fresh_noise:
             images = self.sample(noise=eps, class_labels=labels, guidance_scale=w)
-            x = refine.renoise(self, images, start, seed)
+            x = refine.renoise(teacher.schedule, images, start, seed)
         else:
-            x = refine.jump(self, eps, labels, w, start)
+            x = refine.jump(self, teacher.schedule, eps, labels, w, start)
         return self.clipped(refine.teacher_steps(self, teacher, x, labels, w, times, sampler))
 
     def resample(
@@ -287,7 +287,7 @@ class Student:
         w = self.check_scales(guidance_scale, len(eps))
         images = self.sample(noise=eps, class_labels=labels, guidance_scale=w)
         for number in range(rounds):
-            x = refine.renoise(self, images, t, seed, number)
+            x = refine.renoise(self.schedule, images, t, seed, number)
             eps = refine.start_noise(self, x, labels, w, t, corrections)
             images = self.sample(noise=eps, class_labels=labels, guidance_scale=w)
         return images
