@@ -7,8 +7,7 @@ Trains a student for --steps at each scale, and one with guidance_scale_min ... 
 for as many steps as all of them together; then measures each at its scale from the same noise and
 labels. The one student is as good as the others where the ratio of Fréchet distances is near 1.
 Appends a JSON line for each student and scale, and skips students whose lines are there already.
---settings (JSON values, of DistillConfig) go to every student; name such a run differently. No
-student has a correction unless they say so: by default only one of a single scale would have one.
+--settings (JSON values, of DistillConfig) go to every student; name such a run differently.
 """
 
 from __future__ import annotations
@@ -37,7 +36,7 @@ METRICS = ("frechet_distance", "recall", "paired_rmse")
 
 def train(teacher: Teacher, steps: int, seed: int, settings: dict[str, Any]) -> Student:
     """Distil one student; warm-up and weight average are shortened for a short run."""
-    base = DistillConfig(**{"correction": "none", **settings})
+    base = DistillConfig(**settings)
     config = base.replace(
         max_train_steps=steps,
         seed=seed,

@@ -183,7 +183,7 @@ class DistillConfig:
         "distribution: a second network learns what the student's images look like, and pulls them "
         "to where the teacher wants them; rollout: follow the teacher's ODE from the student's own "
         "signal for several steps more, and train the student at all of them; None: distribution "
-        "for a copy of the teacher with one guidance scale, otherwise none",
+        "for a copy of the teacher, otherwise none",
         choices=choices.CORRECTIONS,
     )
     correction_fraction: float | None = setting(
@@ -199,7 +199,7 @@ class DistillConfig:
         None,
         float,
         "guidance scale of the teacher in correction distribution; None: a fifth of the way from 1 "
-        "to guidance_scale",
+        "to the student's",
         lo=0,
         hi=100,
     )

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from boot import _core
 from boot.config import DistillConfig
 from boot.errors import check_computed
-from boot.guidance import Clip, Guidance
+from boot.guidance import Clip, Guidance, critic_scale
 from boot.network import Images, Network, worst_gradient
 from boot.noise import Stream, normal, uniform
 from boot.schedule import Float64, Schedule
@@ -69,8 +69,13 @@ class Critic:
 
         clip: how the teacher's signal is bounded, and so the critic's. guidance: of the teacher.
         """
-        self.model = Network(start.config, max_timestep=start.max_timestep)
-        self.model.load(start.parameters)
+        self.model = Network(
+            start.config,
+            guidance_embedding=config.guidance_scale_max is not None,
+            max_timestep=start.max_timestep,
+        )
+        self._start = start
+        self.begin()
         self.m = np.zeros_like(self.model.weights)
         self.v = np.zeros_like(self.model.weights)
         self.rows = max(1, round(config.train_batch_size * (config.correction_fraction or 0.0)))
@@ -80,6 +85,11 @@ class Critic:
         self._prediction_type = teacher.prediction_type if copied else "v_prediction"
         self._indices = Schedule.from_config(teacher.scheduler)
 
+    def begin(self) -> None:
+        """Give the network the weights that it starts with."""
+        self.model.load(self._start.parameters)
+        self.model.weights_changed()
+
     def judge(
         self,
         config: DistillConfig,
@@ -88,24 +98,27 @@ class Critic:
         step: int,
         updates: int,
         grid: int | None,
+        w: Float64 | None = None,
     ) -> Pull:
         """Learn from images of the student, (rows,C,H,W), and say where to pull them.
 
         config: of the run, whose max_train_steps may have changed since the critic was made.
         The gradient of the critic's own loss is left in its network, for `update`. updates: those
-        that it has seen. grid: the timesteps of networks that know whole ones only. Raises
-        FloatingPointError if a number is not finite.
+        that it has seen. grid: the timesteps of networks that know whole ones only. w: (rows,) the
+        guidance scales of the images where they differ. Raises FloatingPointError if a number is
+        not finite.
         """
         n, t = _draw(config, images.shape, step, grid)
         teacher = self._teacher
         alpha, sigma = teacher.schedule.alpha_sigma(t)
         x = diffuse(teacher.schedule, images, n, t)
-        wanted = teacher.signal(x, t, labels, self._guidance, self._clip)
+        own = None if w is None or not self._guidance.varies else critic_scale(w)
+        wanted = teacher.signal(x, t, labels, self._guidance, self._clip, own)
         # Our networks know variance-preserving inputs; a callable's process may be another one.
         size = np.sqrt(alpha**2 + sigma**2)
         alpha, sigma = alpha / size, sigma / size
         x = x / _per_image(size)
-        output = self.model.forward_train(x, self._indices.index(t), labels, None)
+        output = self.model.forward_train(x, self._indices.index(t), labels, None, w)
         check_computed("the critic's output", output)
         found = self._clip.signal(self._prediction_type, output, x, alpha, sigma)
         error = output - output_of(self._prediction_type, images, n, alpha, sigma)

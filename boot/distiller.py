@@ -220,7 +220,7 @@ class Distiller:
             return Pull(None, images)
         done = self.state.critic_updates
         return self._critic.judge(
-            self.config, images, draw.labels, self.state.step, done, self._grid
+            self.config, images, draw.labels, self.state.step, done, self._grid, draw.w
         )
 
     def _delta(self) -> float:

@@ -19,14 +19,17 @@ does. A student is taught all of it, and does none of it when it samples.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from boot import _core
+from boot.choices import AUTO_CORRECTION_GUIDANCE
 from boot.image_model import ImageModel, Images
 
 Float64 = NDArray[np.float64]
+_Scale = TypeVar("_Scale", float, Float64)
 
 
 @dataclass(frozen=True)
@@ -57,6 +60,15 @@ class Guidance:
         """Return the scale of each sample: w (N,), or else `scale`, and 1 outside the interval."""
         inside = (t >= self.t_low) & (t <= self.t_high)
         return np.where(inside, self.scale if w is None else w, 1.0)
+
+
+def critic_scale(w: _Scale) -> _Scale:
+    """Return the guidance scale of a critic's teacher for a student of scale w: 1 + (w - 1) / 5.
+
+    Full guidance narrows the distribution that the student is pulled to; none takes back what
+    guidance has taught it (docs/ablation.md).
+    """
+    return 1.0 + AUTO_CORRECTION_GUIDANCE * (w - 1.0)
 
 
 def guided_output(

@@ -185,7 +185,8 @@ def fixed_bytes(config: DistillConfig, teacher: int, student: int, start: int) -
     teacher, student, start: bytes of the weights of these, 0 for a teacher that is no network of
     ours; start is what the student, and a critic, are copies of.
     """
-    critic = start if config.correction == "distribution" else 0
+    critic = start if config.guidance_scale_max is None else student  # it knows the scale too
+    critic = critic if config.correction == "distribution" else 0
     parts = {
         "teacher weights": teacher,
         "student weights": student,

@@ -7,10 +7,10 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from boot.choices import AUTO_CORRECTION_GUIDANCE, AUTO_GUIDANCE_SCALE
+from boot.choices import AUTO_GUIDANCE_SCALE
 from boot.config import DistillConfig
 from boot.errors import ConfigError, UnsupportedModel, check_output_folder
-from boot.guidance import Clip, Guidance
+from boot.guidance import Clip, Guidance, critic_scale
 from boot.inputs import drawn_labels
 from boot.learning_rate import auto_learning_rate
 from boot.network import Network
@@ -63,13 +63,7 @@ def _correction(config: DistillConfig, teacher: Teacher, copied: bool) -> Distil
     copied: whether the student, and so a critic, starts as the teacher.
     """
     ranged = config.guidance_scale_max is not None
-    kind = config.correction or ("distribution" if copied and not ranged else "none")
-    if kind == "distribution" and ranged:
-        raise ConfigError(
-            "correction must be none or rollout with a range of guidance scales "
-            f"(guidance_scale_max = {config.guidance_scale_max}): the critic knows one "
-            "distribution of images only"
-        )
+    kind = config.correction or ("distribution" if copied else "none")
     rollout = kind == "rollout"
     scale = 1.0 if config.guidance_scale is None else config.guidance_scale
     values: dict[str, Any] = {
@@ -77,7 +71,7 @@ def _correction(config: DistillConfig, teacher: Teacher, copied: bool) -> Distil
         "correction_fraction": 0.125 if rollout else 0.5,
         "correction_weight": 1.0 if rollout else 0.1,
         "correction_learning_rate": 0.25 * (config.learning_rate or 0.0),
-        "correction_guidance_scale": 1.0 + AUTO_CORRECTION_GUIDANCE * (scale - 1.0),
+        "correction_guidance_scale": None if ranged else critic_scale(scale),
     }
     given = {name: getattr(config, name) for name in values}
     values.update({name: value for name, value in given.items() if value is not None})
@@ -90,11 +84,13 @@ def _correction(config: DistillConfig, teacher: Teacher, copied: bool) -> Distil
 def critic_guidance_for(config: DistillConfig, teacher: Teacher) -> Guidance:
     """Return how the teacher is guided where a critic compares with it: as the run, but weaker.
 
-    Full guidance narrows the distribution that the student is pulled to; none takes back what
-    guidance has taught it (docs/ablation.md).
+    See `guidance.critic_scale`; a range of scales is one here too unless a scale is set.
     """
     scale = config.correction_guidance_scale
-    return guidance_for(config.replace(guidance_scale=1.0 if scale is None else scale), teacher)
+    if scale is None:
+        return guidance_for(config, teacher)
+    fixed = {"guidance_scale": scale, "guidance_scale_max": None, "guidance_scale_min": 1.0}
+    return guidance_for(config.replace(**fixed), teacher)
 
 
 def guidance_for(config: DistillConfig, teacher: Teacher) -> Guidance:

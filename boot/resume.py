@@ -193,9 +193,11 @@ def _start_again(distiller: Distiller, buffers: dict[str, NDArray[np.float32]]) 
     """Give every buffer the value that it began with."""
     info, network = distiller._student_info(), distiller._start
     start = Student.from_teacher(distiller.teacher, info, network).model.weights
-    first = {"weights": start, "ema": start, "critic": network.weights}
+    first = {"weights": start, "ema": start}
     for name, buffer in buffers.items():
-        buffer[...] = first.get(name, 0.0)  # the others are moments
+        buffer[...] = first.get(name, 0.0)  # the others are moments, or the critic's
+    if distiller._critic is not None:
+        distiller._critic.begin()
     distiller.state.updates = distiller.state.critic_updates = 0
 
 

@@ -11,6 +11,7 @@ from test_continuous import ALL as CONTINUOUS
 
 from boot import Distiller, _core, toy
 from boot.critic import alone, output_of
+from boot.draws import drawn_scales
 from boot.errors import ConfigError
 from boot.noise import Stream, normal, uniform
 
@@ -196,6 +197,26 @@ def test_its_guidance_follows_that_of_the_run_at_a_distance():
     assert plain.config.correction_guidance_scale == 1.0
 
 
-def test_a_range_of_guidance_scales_is_refused():
-    with pytest.raises(ConfigError, match="correction must be none or rollout with a range"):
-        make(**ON, guidance_scale_max=3.0)
+def test_in_a_range_of_scales_the_critic_knows_each(monkeypatch):
+    run = make(**{**ON, "guidance_scale_max": 3.0, "guidance_scale": 2.0})
+    seen = []
+    real = run.teacher.signal
+
+    def signal(x, t, labels, guidance, clip, w=None):
+        seen.append(w)
+        return real(x, t, labels, guidance, clip, w)
+
+    monkeypatch.setattr(run.teacher, "signal", signal)
+    before = run._critic.model.weights.copy()
+    run.step()
+    drawn = run._critic.rows
+    w = drawn_scales(run.config, 0)
+    np.testing.assert_allclose(seen[0], 1.0 + 0.2 * (w[:drawn] - 1.0))  # the critic's call
+    assert not np.array_equal(run._critic.model.weights, before)
+    name = "boot_guidance_embedding.linear_2.weight"
+    assert run._critic.model.parameters[name].any()  # zero at the start: it has learnt of w
+    assert run.config.correction_guidance_scale is None
+    run._critic.begin()
+    np.testing.assert_array_equal(run._critic.model.weights, before)
+    fixed = make(**{**ON, "guidance_scale_max": 3.0, "correction_guidance_scale": 1.0})
+    assert not fixed._critic._guidance.active

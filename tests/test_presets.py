@@ -30,7 +30,7 @@ def test_overrides_win_and_guidance_follows_the_teacher():
     assert run.config.guidance_scale == 1.5
     assert Distiller(make_teacher(PLAIN), preset="quality").config.guidance_scale == 1.0
     ranged = Distiller(make_teacher(), preset="quality", guidance_scale_max=3.0)
-    assert ranged.config.correction == "none"
+    assert ranged.config.correction == "distribution"
 
 
 def test_bad_presets_are_refused():
