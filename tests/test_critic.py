@@ -12,7 +12,6 @@ from test_continuous import ALL as CONTINUOUS
 from boot import Distiller, _core, toy
 from boot.critic import alone, output_of
 from boot.draws import drawn_scales
-from boot.errors import ConfigError
 from boot.noise import Stream, normal, uniform
 
 ON = {"correction": "distribution", "correction_start": 0.0, "max_train_steps": 8}
