@@ -208,11 +208,22 @@ class JsonlLog(Callback):
             for name, value in kwargs["logs"].items()
         }
         self._waiting += json.dumps(finite).encode() + b"\n"
+        self._write("log line not written, it will be tried again")
+
+    def on_train_end(
+        self, config: DistillConfig, state: TrainState, control: Control, **kwargs: Any
+    ) -> None:
+        """Write out what is left."""
+        if self._waiting:
+            self._write(f"{self._waiting.count(10)} log lines not written")
+
+    def _write(self, failure: str) -> None:
+        """Append what waits; a full disk must not end the training."""
         try:
             append(self._path, self._waiting)
             self._waiting = b""
-        except OSError as problem:  # a full disk must not end the training
-            _log.warning("log line not written, it will be tried again: %s", problem)
+        except OSError as problem:
+            _log.warning("%s: %s", failure, problem)
 
 
 def _lines_up_to(path: Path, step: int) -> Iterable[str]:

@@ -27,6 +27,7 @@ from boot.learning_rate import LR_SCHEDULERS, course
 from boot.options import Option, checked, setting, string_keys
 
 RUN_CONFIG_FILE = "distill_config.json"  # in the output_dir
+MOST_STEPS = 10**12 - 1  # a checkpoint's name has at most 12 digits
 
 
 @dataclass(frozen=True)

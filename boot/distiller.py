@@ -22,7 +22,7 @@ from boot.config import DistillConfig
 from boot.correction import Advance, Aims
 from boot.critic import Critic, Pull, takes_part
 from boot.draws import Draw, draw_step
-from boot.errors import ConfigError, check_computed, check_int, shown, type_name
+from boot.errors import ConfigError, check_computed, shown, type_name
 from boot.evaluation import evaluate_student
 from boot.fit import run
 from boot.htmlparts import facts_table
@@ -324,13 +324,12 @@ class Distiller:
         SIGTERM and SIGUSR1 raises SystemExit(75) instead.
 
         A checkpoint that cannot be written is a warning, and tried again at the next one that is
-        due; CheckpointError is raised only if the run stops early without. Raises TrainingDiverged
-        (see `step`), and RuntimeError if another process trains in the same folder.
+        due; CheckpointError is raised only if the run stops early without, or if the student cannot
+        be saved at the end. Raises TeacherError for a teacher that cannot be distilled, before
+        anything is written, TrainingDiverged (see `step`), and RuntimeError if another process
+        trains in the same folder.
         """
-        if max_train_steps is not None:
-            total = check_int("max_train_steps", max_train_steps, 1)
-            self.config = self.config.replace(max_train_steps=total)
-        return run(self, callbacks)
+        return run(self, max_train_steps, callbacks)
 
     # ---------------------------------------------------------------------------- the student
 

@@ -6,7 +6,7 @@ import contextlib
 import logging
 import time
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,8 +24,8 @@ from boot.callbacks import (
 )
 from boot.check import check_before_training
 from boot.checkpoint import find_latest
-from boot.config import RUN_CONFIG_FILE
-from boot.errors import BootWarning, CheckpointError
+from boot.config import MOST_STEPS, RUN_CONFIG_FILE
+from boot.errors import BootWarning, CheckpointError, check_int, shown
 from boot.files import locked_folder, remove_leftovers, sync_file
 from boot.interrupts import EXIT_STOPPED, STOP_SIGNALS, InterruptGuard
 from boot.pairs import PairedError
@@ -34,27 +34,37 @@ from boot.report import ReportPage
 if TYPE_CHECKING:
     from boot.distiller import Distiller
 
+EVENTS = [name for name in vars(Callback) if name.startswith("on_")]
+
 _log = logging.getLogger("boot")
 
 
-def run(distiller: Distiller, callbacks: Iterable[Callback]) -> History:
-    """Train to `config.max_train_steps` and save the student; see `Distiller.fit`.
+def run(distiller: Distiller, max_train_steps: Any, callbacks: Any) -> History:
+    """Train to `max_train_steps` (None: the config's) and save the student; see `Distiller.fit`.
 
     Stops earlier at a step border on a signal or by a callback, with a checkpoint if there is a
     folder. on_train_end is sent whatever happens.
     """
+    hooks = _checked(callbacks)
+    if max_train_steps is not None:
+        total = check_int("max_train_steps", max_train_steps, 1, MOST_STEPS)
+        distiller.config = distiller.config.replace(max_train_steps=total)
     outer, folder = InterruptGuard.active(), distiller.output_dir
     own = contextlib.nullcontext(outer) if outer else InterruptGuard(*STOP_SIGNALS)
     alone = locked_folder(folder) if folder is not None else contextlib.nullcontext()
     with own as guard, alone:
+        # Nothing is written before: a refused run must not leave files that refuse the next one.
+        if distiller.config.check_teacher and distiller.state.step == 0:
+            check_before_training(distiller)
+        hooks = [*_built_in(distiller), *hooks]
         if folder is not None:
             for kind in (folder, folder / SAMPLES_FOLDER):
                 remove_leftovers(kind)
             distiller.config.save(folder / RUN_CONFIG_FILE)
-        history, failed = _train(distiller, callbacks, guard)
+        history, failed = _train(distiller, hooks, guard)
         _record_kernels(distiller)  # measurements and sample grids have chosen more
         if folder is not None and not history.interrupted:
-            distiller.student.save_pretrained(folder, overwrite=True)
+            _save_student(distiller, folder)
     if failed is not None:
         _report(distiller, failed, history.interrupted)
     if history.interrupted and outer is None and guard.received != STOP_SIGNALS[0]:
@@ -62,14 +72,28 @@ def run(distiller: Distiller, callbacks: Iterable[Callback]) -> History:
     return history
 
 
+def _checked(callbacks: Any) -> list[Callback]:
+    """Return callbacks as a list; TypeError for anything that has not a method for every event."""
+    if not isinstance(callbacks, Iterable) or isinstance(callbacks, (str, bytes, Mapping)):
+        raise TypeError(f"callbacks must be a list of Callback objects, got {shown(callbacks)}")
+    hooks: list[Callback] = []
+    for i, hook in enumerate(callbacks):
+        if isinstance(hook, type):
+            raise TypeError(f"callbacks[{i}] must be an object, got the class {hook.__name__}")
+        missing = [name for name in EVENTS if not callable(getattr(hook, name, None))]
+        if missing:
+            what = f"got {shown(hook)} without {missing[0]}"
+            raise TypeError(f"callbacks[{i}] must be a Callback, {what}")
+        hooks.append(hook)
+    return hooks
+
+
 def _train(
-    distiller: Distiller, callbacks: Iterable[Callback], guard: InterruptGuard
+    distiller: Distiller, callbacks: list[Callback], guard: InterruptGuard
 ) -> tuple[History, CheckpointError | None]:
     """Run the loop between on_train_begin and on_train_end."""
-    if distiller.config.check_teacher and distiller.state.step == 0:
-        check_before_training(distiller)
     history, control = History(), Control()
-    hooks = [history, *_built_in(distiller), *callbacks]
+    hooks = [history, *callbacks]
 
     def emit(event: str, **kwargs: Any) -> None:
         for hook in hooks:
@@ -136,6 +160,21 @@ def _save(distiller: Distiller, folder: Path) -> tuple[Path | None, CheckpointEr
         if isinstance(problem, CheckpointError):
             return None, problem
         return None, CheckpointError(problem.errno, problem.strerror, problem.filename)
+
+
+def _save_student(distiller: Distiller, folder: Path) -> None:
+    """Save what the run was for; where that fails, say what there is to save it from later."""
+    try:
+        distiller.student.save_pretrained(folder, overwrite=True)
+    except OSError as problem:
+        newest, step = find_latest(folder), distiller.state.step
+        text = f"training ended at step {step}, but the student was not saved: "
+        text += f"{problem.strerror or problem}; the newest intact checkpoint is {newest}"
+        if newest is not None and newest.name == f"checkpoint-{step}":
+            text += ": the same run with resume_from_checkpoint='latest' saves the student"
+        else:
+            text += "; the state is intact in memory: call save_checkpoint or fit again"
+        raise CheckpointError(problem.errno, text, str(folder)) from problem
 
 
 def _report(distiller: Distiller, failed: CheckpointError, interrupted: bool) -> None:

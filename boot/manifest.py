@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from boot.callbacks import TrainState
+from boot.config import MOST_STEPS
 from boot.errors import CheckpointError, check_float, check_int, nearest_hint, shown, type_name
 from boot.files import to_json
 
@@ -19,7 +20,6 @@ FORMAT_VERSION = 1
 STATE_FILE = "state.safetensors"
 CONFIG_FILE = "config.json"
 
-MOST_STEPS = 10**12 - 1  # a checkpoint's name has at most 12 digits
 MOST_BAD_STEPS = 1000  # those of the last 1,000 steps are kept
 
 

@@ -3,16 +3,25 @@
 from __future__ import annotations
 
 import errno
+import json
 import shutil
 import sys
 import types
 
 import pytest
-from models import make
+from models import DDPM, PLAIN, make, make_teacher, save_teacher, tensors, weights_of
+from processes import run_python
 from test_fit import Recorder
 
-from boot.callbacks import TensorBoardLog
+from boot import callbacks as callbacks_module
+from boot import checkpoint as checkpoint_module
+from boot import diffusers_io
+from boot.callbacks import Callback, TensorBoardLog
+from boot.diffusers_io import save_pipeline
+from boot.errors import CheckpointError, TeacherError
+from boot.student import Student
 
+QUICK = ["--train-batch-size", "4", "--correction", "none", "--sample-steps", "0"]
 OPTIONS = {"max_train_steps": 8, "checkpointing_steps": 2, "logging_steps": 1}
 
 
@@ -102,3 +111,141 @@ def test_the_real_tensorboard_goes_on_in_a_new_file(tmp_path, monkeypatch):
     assert distiller.state.step == 8
     (file,) = folder.iterdir()
     assert b"train/loss" in file.read_bytes()
+
+
+# ------------------------------------------------------------------------------ the end of a run
+
+
+def break_student(monkeypatch):
+    def refuse(*args, **kwargs):
+        raise full_disk()
+
+    monkeypatch.setattr(diffusers_io, "folder_atomically", refuse)
+
+
+def test_a_student_that_cannot_be_saved_names_the_checkpoint_that_saves_it_later(
+    tmp_path, monkeypatch
+):
+    distiller = make(output_dir=str(tmp_path), **OPTIONS)
+    with monkeypatch.context() as patch:
+        break_student(patch)
+        message = r"at step 8, but the student was not saved: No space left on device; .*intact "
+        message += r"checkpoint is .*/checkpoint-8: the same run with resume_from_checkpoint="
+        with pytest.raises(CheckpointError, match=message) as caught:
+            distiller.fit()
+    assert (caught.value.errno, caught.value.filename) == (errno.ENOSPC, str(tmp_path))
+    assert not (tmp_path / "model_index.json").exists()
+    again = make(output_dir=str(tmp_path), resume_from_checkpoint="latest", **OPTIONS)
+    again.fit()
+    assert Student.from_pretrained(tmp_path).info.training["steps"] == 8
+
+
+def test_a_student_that_cannot_be_saved_and_no_checkpoint_either(tmp_path, monkeypatch):
+    def refuse(*args, **kwargs):
+        raise full_disk()
+
+    distiller = make(output_dir=str(tmp_path), **OPTIONS)
+    with monkeypatch.context() as patch:
+        break_student(patch)
+        patch.setattr(checkpoint_module, "folder_atomically", refuse)
+        message = "intact checkpoint is None; the state is intact in memory: call save_checkpoint"
+        with pytest.raises(CheckpointError, match=message):
+            distiller.fit()
+    distiller.fit()
+    assert Student.from_pretrained(tmp_path).info.training["steps"] == 8
+
+
+@pytest.mark.parametrize("lasting", [False, True])
+def test_log_lines_that_wait_are_written_at_the_end(tmp_path, monkeypatch, caplog, lasting):
+    real, broken = callbacks_module.append, []
+
+    class Breaker(Recorder):
+        def on_log(self, config, state, control, **kwargs):
+            if state.step == 8 and not lasting:
+                broken.clear()
+
+    def append(path, data):
+        if broken:
+            raise full_disk()
+        real(path, data)
+
+    monkeypatch.setattr(callbacks_module, "append", append)
+    act = Breaker(6, lambda control: broken.append(True))
+    make(output_dir=str(tmp_path), **OPTIONS).fit(callbacks=[act])
+    lines = [json.loads(line)["step"] for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert lines == list(range(1, 6 if lasting else 9))
+    assert ("3 log lines not written: [Errno 28]" in caplog.text) == lasting
+
+
+# ----------------------------------------------------------------------------------- the beginning
+
+
+class NotACallback:
+    on_train_begin = on_step_begin = print
+
+
+BAD_CALLS = [
+    ({"max_train_steps": 0}, ValueError, "max_train_steps must be an integer >= 1"),
+    ({"max_train_steps": 2**80}, ValueError, "max_train_steps must be .* <= 999999999999"),
+    ({"max_train_steps": 2.0}, TypeError, "max_train_steps must be an integer"),
+    ({"callbacks": None}, TypeError, "callbacks must be a list of Callback objects, got None"),
+    ({"callbacks": "abc"}, TypeError, "callbacks must be a list of Callback objects, got 'abc'"),
+    ({"callbacks": Recorder()}, TypeError, "callbacks must be a list of Callback objects, got <"),
+    ({"callbacks": {"a": Recorder()}}, TypeError, "callbacks must be a list of Callback objects"),
+    ({"callbacks": [3]}, TypeError, r"callbacks\[0\] must be a Callback, got 3 without on_train"),
+    ({"callbacks": [Recorder(), Callback]}, TypeError, r"callbacks\[1\] .* got the class Callback"),
+    ({"callbacks": [NotACallback()]}, TypeError, r"callbacks\[0\] .* without on_step_end"),
+]
+
+
+@pytest.mark.parametrize("arguments, error, message", BAD_CALLS)
+def test_a_bad_call_of_fit_is_refused_before_anything_is_done(
+    tmp_path, monkeypatch, arguments, error, message
+):
+    def unexpected(*args):
+        raise AssertionError("the teacher was asked")
+
+    distiller = make(output_dir=str(tmp_path), **OPTIONS)
+    monkeypatch.setattr("boot.fit.check_before_training", unexpected)
+    before, config = weights_of(distiller), distiller.config
+    with pytest.raises(error, match=message) as caught:
+        distiller.fit(**arguments)
+    assert caught.type is error
+    assert distiller.config is config
+    assert not list(tmp_path.iterdir())
+    for old, new in zip(before, weights_of(distiller), strict=True):
+        assert (old == new).all()
+
+
+def test_a_refused_teacher_leaves_nothing_in_the_folder(tmp_path):
+    teacher = make_teacher(PLAIN)
+    teacher.model.parameters["conv_out.weight"][:] = 0.0
+    teacher.model.weights_changed()
+    with pytest.raises(TeacherError, match="does not depend on the image"):
+        make(teacher=teacher, output_dir=str(tmp_path / "out"), **OPTIONS).fit()
+    assert not list((tmp_path / "out").iterdir())
+
+
+def test_a_refused_teacher_does_not_block_the_corrected_command(tmp_path):
+    def distill(teacher):
+        command = ("-m", "boot", "distill", str(tmp_path / teacher), "--output-dir")
+        return run_python(*command, str(tmp_path / "out"), *QUICK, "--max-train-steps", "2")
+
+    values = tensors(PLAIN)
+    values["conv_out.weight"][:] = 0.0
+    scheduler = {"_class_name": "DDPMScheduler", **DDPM.to_dict()}
+    save_pipeline(tmp_path / "bad", PLAIN, scheduler, values, pipeline_class="DDPMPipeline")
+    save_teacher(tmp_path / "good", PLAIN)
+    refused = distill("bad")
+    assert refused.returncode == 1
+    assert "does not depend on the image" in refused.stderr
+    accepted = distill("good")
+    assert accepted.returncode == 0, accepted.stderr
+    assert Student.from_pretrained(tmp_path / "out").info.training["steps"] == 2
+
+
+def test_a_missing_tensorboard_leaves_nothing_in_the_folder(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "tensorboard.summary", None)
+    with pytest.raises(ImportError, match=r"pip install boot\[tensorboard\]"):
+        make(output_dir=str(tmp_path), report_to="tensorboard", **OPTIONS).fit()
+    assert not list(tmp_path.iterdir())
