@@ -20,4 +20,4 @@ REPORTERS = ("jsonl", "tensorboard", "none")
 AUTO_GUIDANCE_SCALE = 1.5  # for a class-conditional teacher when guidance_scale is None
 AUTO_T_MAX = 0.98  # t_max=None: the largest t up to this one ...
 AUTO_ALPHA_FLOOR = 0.039  # ... with alpha_t at least this, if the teacher predicts epsilon
-AUTO_CORRECTION_GUIDANCE = 0.2  # correction_guidance_scale=None: so far from 1 to guidance_scale
+AUTO_CORRECTION_GUIDANCE = 0.3  # correction_guidance_scale=None: so far from 1 to guidance_scale

@@ -199,8 +199,8 @@ class DistillConfig:
     correction_guidance_scale: float | None = setting(
         None,
         float,
-        "guidance scale of the teacher in correction distribution; None: a fifth of the way from 1 "
-        "to the student's",
+        "guidance scale of the teacher in correction distribution; None: three tenths of the way "
+        "from 1 to the student's",
         lo=0,
         hi=100,
     )

@@ -63,7 +63,7 @@ class Guidance:
 
 
 def critic_scale(w: _Scale) -> _Scale:
-    """Return the guidance scale of a critic's teacher for a student of scale w: 1 + (w - 1) / 5.
+    """Return the guidance scale of a critic's teacher for a student of scale w: 1 + 0.3 (w - 1).
 
     Full guidance narrows the distribution that the student is pulled to; none takes back what
     guidance has taught it (docs/ablation.md).

@@ -34,7 +34,7 @@ PRESETS: dict[str, Preset] = {
         "digits teacher: Fréchet distance 0.22, recall 0.79, class accuracy 1.00",
     ),
     "quality": Preset(
-        {"max_train_steps": 4000},
+        {"max_train_steps": 3500},
         "the best images for the time",
         "digits teacher: Fréchet distance 0.18, recall 0.82, class accuracy 1.00; fashion: 0.60, "
         "0.83, 0.91",
