@@ -14,14 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from boot import choices
-from boot.errors import (
-    SEED_MAX,
-    ConfigError,
-    check_float,
-    check_path,
-    nearest_hint,
-    shown,
-)
+from boot.combinations import check_combinations
+from boot.errors import SEED_MAX, ConfigError, check_path, nearest_hint, shown
 from boot.files import read_json_object, to_json, write_atomically
 from boot.learning_rate import LR_SCHEDULERS, course
 from boot.options import Option, checked, setting, string_keys
@@ -334,21 +328,7 @@ class DistillConfig:
         for option in self.options():
             value = checked(option, getattr(self, option.name))
             object.__setattr__(self, option.name, value)
-        self._check_guidance()
-        if self.t_max is not None and self.t_min >= self.t_max:
-            raise ConfigError(f"t_min must be < t_max = {self.t_max}, got {self.t_min}")
-
-    def _check_guidance(self) -> None:
-        start, end = self.guidance_t_min, self.guidance_t_max
-        if start > end:
-            raise ConfigError(f"guidance_t_min must be <= guidance_t_max = {end}, got {start}")
-        lo, hi, scale = self.guidance_scale_min, self.guidance_scale_max, self.guidance_scale
-        if hi is None:
-            return
-        if lo >= hi:
-            raise ConfigError(f"guidance_scale_min must be < guidance_scale_max = {hi}, got {lo}")
-        if scale is not None:
-            check_float("guidance_scale", scale, lo, hi, error=ConfigError)
+        check_combinations(self)
 
     @classmethod
     def options(cls) -> list[Option]:

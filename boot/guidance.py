@@ -18,6 +18,7 @@ does. A student is taught all of it, and does none of it when it samples.
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -30,6 +31,8 @@ from boot.image_model import ImageModel, Images
 
 Float64 = NDArray[np.float64]
 _Scale = TypeVar("_Scale", float, Float64)
+
+_log = logging.getLogger("boot")
 
 
 @dataclass(frozen=True)
@@ -56,6 +59,17 @@ class Guidance:
         """Whether guiding changes anything; if not, one network call does."""
         return (self.varies or self.scale != 1.0) and self.null_label is not None
 
+    @property
+    def idle(self) -> list[str]:
+        """Names of the settings that were changed and have no effect, since nothing is guided."""
+        changed = {
+            "negative_class_label": self.negative_label is not None,
+            "guidance_rescale": self.rescale > 0.0,
+            "guidance_t_min": self.t_low > 0.0,
+            "guidance_t_max": self.t_high < 1.0,
+        }
+        return [] if self.active else [name for name, is_so in changed.items() if is_so]
+
     def scales(self, t: Float64, w: Float64 | None = None) -> Float64:
         """Return the scale of each sample: w (N,), or else `scale`, and 1 outside the interval."""
         inside = (t >= self.t_low) & (t <= self.t_high)
@@ -69,6 +83,13 @@ def critic_scale(w: _Scale) -> _Scale:
     guidance has taught it (docs/ablation.md).
     """
     return 1.0 + AUTO_CORRECTION_GUIDANCE * (w - 1.0)
+
+
+def warn_of_idle(guidance: Guidance) -> None:
+    """Log a warning if there are settings of a guidance that is off."""
+    if guidance.idle:
+        names = ", ".join(guidance.idle)
+        _log.warning("guidance_scale is 1, which leaves without effect: %s", names)
 
 
 def guided_output(

@@ -10,7 +10,7 @@ from typing import Any
 from boot.choices import AUTO_GUIDANCE_SCALE
 from boot.config import DistillConfig
 from boot.errors import ConfigError, UnsupportedModel, check_output_folder
-from boot.guidance import Clip, Guidance, critic_scale
+from boot.guidance import Clip, Guidance, critic_scale, warn_of_idle
 from boot.inputs import drawn_labels
 from boot.learning_rate import auto_learning_rate
 from boot.network import Network
@@ -44,6 +44,7 @@ def resolve_config(config: DistillConfig, teacher: Teacher, start: Network) -> D
         name = "guidance_scale_max must be None" if guidance.varies else "guidance_scale must be 1"
         raise ConfigError(f"{name}: the teacher has no class but the null label")
     t_max, t_min = _times(config, teacher)
+    _warn_of_unused(guidance, t_max, t_min)
     rate = config.learning_rate
     resolved = config.replace(
         guidance_scale=guidance.scale,
@@ -147,6 +148,18 @@ def _times(config: DistillConfig, teacher: Teacher) -> tuple[float, float]:
             "where alpha is 0"
         )
     return t_max, t_min
+
+
+def _warn_of_unused(guidance: Guidance, t_max: float, t_min: float) -> None:
+    """Log a warning of settings that make no difference to this run."""
+    warn_of_idle(guidance)
+    low, high = guidance.t_low, guidance.t_high
+    if guidance.active and (low > t_max or high < t_min):
+        _log.warning(
+            "nothing will be guided: guidance_t_min ... guidance_t_max is %g ... %g, and the times "
+            "that are trained are %g ... %g",
+            *(low, high, t_min, t_max),
+        )
 
 
 def clip_for(config: DistillConfig, teacher: Teacher) -> Clip:

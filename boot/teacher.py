@@ -20,7 +20,7 @@ from boot.errors import (
     check_int,
     shown,
 )
-from boot.guidance import Clip, Guidance, guided_output
+from boot.guidance import Clip, Guidance, guided_output, warn_of_idle
 from boot.image_model import ImageModel
 from boot.inputs import sampling_inputs
 from boot.network import Images, Network
@@ -180,30 +180,33 @@ class Teacher:
 
         null_class_label: the label that means "no class"; None: the last row of the class embedding
         (the DiT convention), or what a callable was declared with. The others: see `Guidance`.
-        Raises ValueError for values out of range, or if the teacher is not class-conditional and
-        anything but scale 1 is asked for.
+        Raises ValueError for values out of range, and for any that asks for guidance of a teacher
+        that is not class-conditional.
         """
         scale = check_float("guidance_scale", scale, 0, 100)
         rescale = check_float("guidance_rescale", guidance_rescale, 0, 1)
         high = check_float("guidance_t_max", guidance_t_max, 0, 1)
         low = check_float("guidance_t_min", guidance_t_min, 0, high)
         if self.num_classes is None:
-            if scale != 1.0:
-                raise ValueError(
-                    f"guidance_scale must be 1 for {self.name!r}, which has no class table to "
-                    f"guide by, got {scale}"
-                )
-            given = {
-                "null_class_label": null_class_label,
-                "negative_class_label": negative_class_label,
+            options = {
+                "guidance_scale": (scale, 1.0),
+                "null_class_label": (null_class_label, None),
+                "negative_class_label": (negative_class_label, None),
+                "guidance_rescale": (rescale, 0.0),
+                "guidance_t_min": (low, 0.0),
+                "guidance_t_max": (high, 1.0),
             }
-            for name, label in given.items():
-                if label is not None:
-                    raise ValueError(f"{name} must be None: {self.name!r} has no class table")
+            for name, (found, off) in options.items():
+                if found != off:
+                    wanted = off if off is None else f"{off:g}"
+                    raise ValueError(
+                        f"{name} must be {wanted} for {self.name!r}, which has no class table to "
+                        f"guide by, got {found}"
+                    )
             return Guidance()
         label = self.null_class_label if null_class_label is None else null_class_label
         if label is None and scale == 1.0 and not varies and negative_class_label is None:
-            return Guidance()
+            return Guidance(rescale=rescale, t_low=low, t_high=high)
         if label is None:
             raise ValueError(
                 f"null_class_label must be given: {self.name!r} was declared without one, and "
@@ -276,6 +279,7 @@ class Teacher:
         check_choice("sampler", sampler, tuple(SAMPLERS))
         t_start = check_float("t_start", t_start, 0, 1, above=True)
         guidance = self.guidance(guidance_scale, null_class_label, **guidance_options)
+        warn_of_idle(guidance)
         self.check_can_sample()
         steps = check_int("num_inference_steps", num_inference_steps, 1)
         available = self.schedule.most_steps(t_start)

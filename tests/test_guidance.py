@@ -173,6 +173,43 @@ def test_settings_out_of_range_are_named(settings, problem, message):
         make(CONFIG, **settings)
 
 
-def test_a_teacher_without_classes_has_no_negative_class():
-    with pytest.raises(ValueError, match="negative_class_label must be None: 'tiny'"):
-        Distiller(make_teacher(PLAIN), negative_class_label=0)
+GUIDING = [
+    ("guidance_scale", 2.0, "1"),
+    ("null_class_label", 0, "None"),
+    ("negative_class_label", 0, "None"),
+    ("guidance_rescale", 0.7, "0"),
+    ("guidance_t_min", 0.2, "0"),
+    ("guidance_t_max", 0.9, "1"),
+]
+
+
+@pytest.mark.parametrize("name, value, wanted", GUIDING)
+def test_a_teacher_without_classes_takes_no_option_of_guidance(name, value, wanted):
+    message = f"{name} must be {wanted} for 'tiny', which has no class table.*got {value}"
+    with pytest.raises(ValueError, match=message):
+        Distiller(make_teacher(PLAIN), **{name: value})
+    with pytest.raises(ValueError, match=message):
+        make_teacher(PLAIN).sample(2, **{name: value})
+
+
+@pytest.mark.parametrize("name, value", [(name, value) for name, value, _ in GUIDING[2:]])
+def test_options_of_a_guidance_that_is_off_are_warned_of(name, value, caplog):
+    make(guidance_scale=1.0, **{name: value})
+    assert caplog.text.count(f"guidance_scale is 1, which leaves without effect: {name}") == 1
+    caplog.clear()
+    make_teacher().sample(2, num_inference_steps=1, **{name: value})
+    assert f"leaves without effect: {name}" in caplog.text
+    caplog.clear()
+    make(guidance_scale=2.0, **{name: value})
+    make(guidance_scale=1.0, guidance_scale_max=2.0, **{name: value})
+    make(guidance_scale=1.0)
+    assert "without effect" not in caplog.text
+
+
+def test_an_interval_outside_the_times_of_the_run_is_warned_of(caplog):
+    make(guidance_scale=2.0, guidance_t_min=0.9)  # t_max is 0.8
+    assert "nothing will be guided: guidance_t_min ... guidance_t_max is 0.9 ... 1" in caplog.text
+    assert "times that are trained are 0.001 ... 0.8" in caplog.text
+    caplog.clear()
+    make(guidance_scale=2.0, guidance_t_min=0.7)
+    assert "nothing will be guided" not in caplog.text

@@ -130,6 +130,8 @@ def test_a_run_of_a_range_resumes_bit_for_bit(tmp_path):
 def test_the_range_is_checked_before_anything_is_built():
     with pytest.raises(ConfigError, match=r"guidance_scale_min must be < guidance_scale_max = 1"):
         make(guidance_scale_max=1.0)
+    with pytest.raises(ConfigError, match=r"guidance_scale_min must be 1, .* without guidance_sc"):
+        make(guidance_scale_min=3.0)
     with pytest.raises(ConfigError, match=r"guidance_scale must be .*1.0.*4.0.*got 5"):
         make(guidance_scale=5.0, **RANGE)
     with pytest.raises(ConfigError, match="guidance_scale_max must be .*100"):

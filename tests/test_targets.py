@@ -77,7 +77,7 @@ def test_delta_goes_from_start_to_end():
     found = [delta(config, step) for step in range(11)]
     np.testing.assert_allclose(found, np.linspace(0.2, 0.1, 11))
     assert delta(config, 10**6) == pytest.approx(0.1)
-    assert delta(DistillConfig(delta_start=0.2, delta=0.1), 0) == 0.1
+    assert delta(DistillConfig(delta=0.1), 0) == 0.1
 
 
 def test_progressive_times_grow_from_noise_to_image():
@@ -201,6 +201,7 @@ def test_every_setting_trains_and_changes_the_run(settings, embedding):
         ("solver", "rk4", "'heun', 'midpoint', 'euler'; got 'rk4'"),
         ("teacher_substeps", 0, "teacher_substeps must be an integer >= 1 and <= 64, got 0"),
         ("delta_schedule", "cosine", "'constant', 'linear'; got 'cosine'"),
+        ("delta_start", 0.9, "delta_start must be 0.16, its default, without delta_schedule lin"),
         ("delta_start", 0, "delta_start must be finite and > 0 and <= 1, got 0"),
         ("t_distribution", "normal", "'uniform', 'progressive'; got 'normal'"),
         ("progressive_fraction", 0, "progressive_fraction must be finite and > 0 and <= 1"),
