@@ -36,8 +36,8 @@ class DistillConfig:
 
     # -------------------------------------------------------------------- the run and the optimiser
 
-    max_train_steps: int = setting(2200, int, "number of training steps", lo=1)
-    train_batch_size: int = setting(64, int, "images (noise samples) per step", lo=1)
+    max_train_steps: int = setting(2200, int, "number of training steps", lo=1, hi=MOST_STEPS)
+    train_batch_size: int = setting(64, int, "images (noise samples) per step", lo=1, hi=2**20)
     learning_rate: float | None = setting(
         None,
         float,

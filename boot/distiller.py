@@ -22,7 +22,7 @@ from boot.config import DistillConfig
 from boot.correction import Advance, Aims
 from boot.critic import Critic, Pull, takes_part
 from boot.draws import Draw, draw_step
-from boot.errors import ConfigError, check_computed, shown, type_name
+from boot.errors import ConfigError, check_bool, check_computed, shown, type_name
 from boot.evaluation import evaluate_student
 from boot.fit import run
 from boot.htmlparts import facts_table
@@ -310,7 +310,7 @@ class Distiller:
         which prints as a table. Raises RuntimeError if another thread is in a step.
         """
         with steps.alone(self):
-            return make_plan(self, timed=timed)
+            return make_plan(self, timed=check_bool("timed", timed))
 
     def fit(
         self, max_train_steps: int | None = None, callbacks: Iterable[Callback] = ()

@@ -22,6 +22,8 @@ from boot.errors import (
 )
 from boot.sizes import check_bytes
 
+LARGEST = 2**62  # of an integer without a limit of its own: what is larger, no file could hold
+
 
 @dataclass(frozen=True)
 class Option:
@@ -48,6 +50,8 @@ class Option:
 def setting(default: Any, kind: type, text: str, **limits: Any) -> Any:
     """Return a dataclass field that carries an Option; a default of None makes it optional."""
     limits.setdefault("optional", default is None)
+    if kind is int and "unit" not in limits:
+        limits.setdefault("hi", LARGEST)
     option = Option(kind, text, default=default, **limits)
     return field(default=default, metadata={"option": option, "help": text})
 

@@ -17,6 +17,8 @@ from boot.network import Network
 from boot.student_info import StudentInfo
 from boot.teacher import Teacher
 
+SURELY_FITS = 2**24  # pixels of a batch: no need to ask the core
+
 _log = logging.getLogger("boot")
 
 
@@ -54,8 +56,28 @@ def resolve_config(config: DistillConfig, teacher: Teacher, start: Network) -> D
         learning_rate=auto_learning_rate(start.num_parameters) if rate is None else rate,
     )
     resolved = _correction(resolved, teacher, start is teacher.network)
+    _check_batch(resolved, teacher, start)
     _report(resolved, teacher)
     return resolved
+
+
+def _check_batch(config: DistillConfig, teacher: Teacher, start: Network) -> None:
+    """Refuse a batch beyond what the core's counters hold, before the first step would."""
+    _, height, width = teacher.model.image_shape() or (0, 0, 0)
+    corrected = (config.correction_fraction or 0.0) if config.correction != "none" else 0.0
+    if config.correction == "rollout":
+        corrected *= config.correction_steps
+    boundary = config.boundary_fraction if config.boundary_weight > 0 else 0.0
+    rows = round(config.train_batch_size * (1.0 + boundary + corrected))
+    if rows * height * width < SURELY_FITS:
+        return
+    try:
+        start.core.plan(rows, height, width, True, True)
+    except (ValueError, NotImplementedError) as problem:
+        raise ConfigError(
+            f"train_batch_size must be smaller for images of {width}x{height}, got "
+            f"{config.train_batch_size}: {problem}"
+        ) from None
 
 
 def _correction(config: DistillConfig, teacher: Teacher, copied: bool) -> DistillConfig:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import json
 import shutil
@@ -18,7 +19,7 @@ from boot import checkpoint as checkpoint_module
 from boot import diffusers_io
 from boot.callbacks import Callback, TensorBoardLog
 from boot.diffusers_io import save_pipeline
-from boot.errors import CheckpointError, TeacherError
+from boot.errors import CheckpointError, ConfigError, TeacherError
 from boot.student import Student
 
 QUICK = ["--train-batch-size", "4", "--correction", "none", "--sample-steps", "0"]
@@ -215,6 +216,15 @@ def test_a_bad_call_of_fit_is_refused_before_anything_is_done(
     assert not list(tmp_path.iterdir())
     for old, new in zip(before, weights_of(distiller), strict=True):
         assert (old == new).all()
+
+
+def test_a_batch_that_the_core_could_not_count_is_refused_before_the_first_step(tmp_path):
+    teacher = make_teacher(dataclasses.replace(PLAIN, sample_size=64))
+    message = "train_batch_size must be smaller for images of 64x64, got 1048576: "
+    with pytest.raises(ConfigError, match=message):
+        make(teacher=teacher, train_batch_size=2**20, output_dir=str(tmp_path / "out"))
+    assert not (tmp_path / "out").exists()
+    make(teacher=teacher, train_batch_size=2**17)  # memory may be short, but nothing overflows
 
 
 def test_a_refused_teacher_leaves_nothing_in_the_folder(tmp_path):
