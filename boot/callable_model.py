@@ -29,6 +29,10 @@ _CHUNK_IMAGES = 256
 _PROBE_TIMES = (0.05, 0.5, 0.95)  # what the fingerprint looks at
 
 
+class BadOutput(TeacherError):
+    """A callable returned something of another type, shape or kind of number than it must."""
+
+
 @dataclass(frozen=True)
 class CallableConfig:
     """What is known of a callable: the shape of its images and its number of class labels."""
@@ -124,7 +128,7 @@ class CallableModel(ImageModel):
         try:
             output = check_array("the output", value, shape, finite=False)
         except (TypeError, ValueError) as problem:
-            raise TeacherError(f"{self.name}: {problem}, when called with {where}") from None
+            raise BadOutput(f"{self.name}: {problem}, when called with {where}") from None
         finite = np.isfinite(output.reshape(len(output), -1))
         if not finite.all():
             image = int(np.argmin(finite.all(axis=1)))

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from boot.callable_model import BadOutput
 from boot.errors import TeacherError, check_labels
 from boot.guidance import Guidance
 from boot.htmlparts import bullets, facts_table
@@ -108,7 +109,7 @@ def check(distiller: Distiller, *, quick: bool = False, class_labels: Any = None
         _check_wanted_labels(distiller, class_labels)
     report = CheckReport(_setup(distiller))
     _check_terminal(distiller, report)
-    probe = Probe.of(distiller.teacher, distiller._labels, distiller._t_max)
+    probe = Probe.of(distiller.teacher, distiller._labels, distiller._t_max, distiller._clip)
     try:
         if _check_influences(distiller, probe, report):
             evidence = probe.evidence(quick=quick)
@@ -119,7 +120,8 @@ def check(distiller: Distiller, *, quick: bool = False, class_labels: Any = None
         if not quick and not report.problems:
             report.facts.update(_cost(distiller))
     except (TeacherError, FloatingPointError) as problem:
-        report.problems.append(Finding("not_finite", str(problem)))
+        code = "bad_output" if isinstance(problem, BadOutput) else "not_finite"
+        report.problems.append(Finding(code, str(problem)))
     return report
 
 
@@ -208,13 +210,13 @@ def _check_influences(distiller: Distiller, probe: Probe, report: CheckReport) -
         report.warnings.append(Finding("labels_ignored", message))
     guidance: Guidance = distiller._guidance
     if guidance.active:
-        null = np.full_like(labels, guidance.null_label)
-        effect = _difference(output, probe.output(x, t, null))
+        other = guidance.away_from
+        effect = _difference(output, probe.output(x, t, np.full_like(labels, other)))
         report.facts["guidance_effect"] = effect
         if effect < SAME:
             message = (
-                f"guidance_scale {guidance.scale:g} changes nothing: label {guidance.null_label} "
-                "gives the same output as the classes; use 1, which saves half of the calls"
+                f"guidance_scale {guidance.scale:g} changes nothing: label {other} gives the same "
+                "output as the classes; use 1, which saves half of the calls"
             )
             report.warnings.append(Finding("guidance_ignored", message))
     return True

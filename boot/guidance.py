@@ -60,6 +60,11 @@ class Guidance:
         return (self.varies or self.scale != 1.0) and self.null_label is not None
 
     @property
+    def away_from(self) -> int | None:
+        """The label n: the negative class, or else what means "no class"."""
+        return self.null_label if self.negative_label is None else self.negative_label
+
+    @property
     def idle(self) -> list[str]:
         """Names of the settings that were changed and have no effect, since nothing is guided."""
         changed = {
@@ -109,11 +114,10 @@ def guided_output(
     w = np.full(count, guidance.scale) if scales is None else scales
     if not guidance.active or labels is None or (w == 1.0).all():
         return network.forward(x, timesteps, labels)
-    n = guidance.null_label if guidance.negative_label is None else guidance.negative_label
     both = network.forward(
         np.concatenate([x, x]),
         np.concatenate([timesteps, timesteps]),
-        np.concatenate([labels, np.full_like(labels, n)]),
+        np.concatenate([labels, np.full_like(labels, guidance.away_from)]),
     )
     guided = _core.guide(both[:count], both[count:], w)
     if guidance.rescale == 0.0:

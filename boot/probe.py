@@ -100,22 +100,35 @@ class Evidence:
 
 @dataclass(frozen=True)
 class Probe:
-    """A teacher and the conditions under which it is asked. noise: two draws (N,C,H,W)."""
+    """A teacher and the conditions under which it is asked. noise: two draws (N,C,H,W).
+
+    clip: how signals are kept in range where images are drawn.
+    """
 
     teacher: Teacher
     labels: NDArray[np.int64] | None
     t_max: float
     noise: tuple[Images, Images]
+    clip: Clip
 
     @classmethod
-    def of(cls, teacher: Teacher, options: NDArray[np.int64] | None, t_max: float) -> Probe:
-        """Draw noise for enough images to tell; labels go through `options` in turn."""
+    def of(
+        cls,
+        teacher: Teacher,
+        options: NDArray[np.int64] | None,
+        t_max: float,
+        clip: Clip | None = None,
+    ) -> Probe:
+        """Draw noise for enough images to tell; labels go through `options` in turn.
+
+        clip: that of the run; None: the teacher's own.
+        """
         shape = teacher.model.image_shape()
         assert shape is not None  # resolve_config has refused such a teacher
         count = int(np.clip(-(-NUMBERS // np.prod(shape)), 8, MOST_IMAGES))
         draws = [normal(0, Stream.CHECK_NOISE, i, 0, (count, *shape)) for i in (0, 1)]
         labels = None if options is None else options[np.arange(count) % len(options)]
-        return cls(teacher, labels, t_max, (draws[0], draws[1]))
+        return cls(teacher, labels, t_max, (draws[0], draws[1]), clip or teacher.clip)
 
     def output(self, x: Images, t: float, labels: Any = None) -> Images:
         """Return the network's output at one time; TeacherError with the time if not finite."""
@@ -159,7 +172,7 @@ class Probe:
                 return np.full_like(x, np.nan)
             alpha, sigma = schedule.alpha_sigma(t)
             output = self.output(x, float(t[0]))
-            return self.teacher.clip.signal(kind, output, x, alpha, sigma)
+            return self.clip.signal(kind, output, x, alpha, sigma)
 
         start = schedule.start(self.noise[0], times[0])
         return sample_ddim(schedule, signal, start, times)

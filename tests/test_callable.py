@@ -95,6 +95,21 @@ def test_a_wrong_output_is_named_with_the_t_at_which_it_came(output, message):
         teacher.signal(noise(2, size=4), np.array([0.25, 0.5]))
 
 
+@pytest.mark.parametrize(
+    "function, code",
+    [
+        (lambda x, t, c: x[:, :, :2], "bad_output"),
+        (lambda x, t, c: x.astype(int), "bad_output"),
+        (lambda x, t, c: x.tolist(), "bad_output"),
+        (lambda x, t, c: x * np.nan, "not_finite"),
+    ],
+)
+def test_the_check_tells_a_wrong_kind_of_output_from_nan(function, code):
+    report = distiller(make(function, name="mine", fingerprint="mine")).check()
+    assert [finding.code for finding in report.problems] == [code]
+    assert "mine: the output" in report.problems[0].message
+
+
 def test_nan_is_named_with_its_t():
     def function(x, t, c):
         out = x.copy()

@@ -164,13 +164,16 @@ def test_a_t_max_with_signal_left_is_warned_of(digits):
     assert "0.4 (as set)" in report.facts["t_max"]
 
 
-def test_a_teacher_beyond_the_range_of_images_is_warned_of():
-    distiller = make(PLAIN)
-    distiller.teacher.clip = dataclasses.replace(distiller.teacher.clip, limit=0.0)
+@pytest.mark.parametrize(
+    "clip", [{}, {"clip_sample": True}, {"thresholding": True}], ids=["off", "clip", "dynamic"]
+)
+def test_a_teacher_beyond_the_range_of_images_is_warned_of_unless_the_run_clips(clip):
+    distiller = make(PLAIN, teacher=make_teacher(PLAIN, clip_sample=False), **clip)
     bias = distiller.teacher.model.parameters["conv_out.bias"]
     bias[:] = 1e4
     distiller.teacher.model.weights_changed()
-    assert "signal_range" in codes(check(distiller, quick=True).warnings)
+    report = check(distiller, quick=True)
+    assert ("signal_range" in codes(report.warnings)) == (not clip), report
 
 
 # ------------------------------------------------------------------- broken and ill-used teachers
@@ -213,6 +216,18 @@ def test_labels_and_guidance_without_effect_are_warned_of():
     distiller.teacher.model.weights_changed()
     found = codes(check(distiller, quick=True).warnings)
     assert found[:2] == ["labels_ignored", "guidance_ignored"]
+
+
+def test_the_effect_of_guidance_is_that_of_the_negative_class():
+    plain, negative = make(), make(negative_class_label=1)
+    classes = negative.teacher.model.parameters["class_embedding.weight"]
+    classes[1] = classes[0]  # the classes are one, and the null label is another
+    negative.teacher.model.weights_changed()
+    effects = [check(run, quick=True).facts["guidance_effect"] for run in (plain, negative)]
+    assert effects[0] > 1e-3 and effects[1] < 1e-6
+    warned = check(negative, quick=True).warnings
+    assert "label 1 gives the same output" in str(warned)
+    assert not [f for f in check(plain, quick=True).warnings if f.code == "guidance_ignored"]
 
 
 def test_the_check_of_fit_can_be_turned_off():
