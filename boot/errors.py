@@ -91,8 +91,6 @@ def listed(names: Iterable[object], limit: int = 20) -> str:
 
 
 def _allowed_range(lo: float | None, hi: float | None, above: bool, below: bool) -> str:
-    if lo is None and hi is None:
-        return "any finite number"
     if hi is None:
         return f"{'>' if above else '>='} {lo}"
     if lo is None:
@@ -148,8 +146,9 @@ def check_float(
     too_low = lo is not None and (number < lo or (above and number == lo))
     too_high = hi is not None and (number > hi or (below and number == hi))
     if not math.isfinite(number) or too_low or too_high:
-        allowed = _allowed_range(lo, hi, above, below)
-        raise error(f"{name} must be finite and {allowed}, got {shown(value)}")
+        limited = lo is not None or hi is not None
+        allowed = f"finite and {_allowed_range(lo, hi, above, below)}" if limited else "finite"
+        raise error(f"{name} must be {allowed}, got {shown(value)}")
     return number
 
 

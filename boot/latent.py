@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from boot.errors import check_array, check_int, check_timesteps
+from boot.errors import check_array, check_int, check_timesteps, shown, type_name
 from boot.images import ImageGrid, make_grid
 from boot.inputs import drawn_labels
 from boot.network import Images
@@ -59,8 +59,8 @@ def class_swap(
 ) -> Images:
     """Draw each of `n` noises as every class: rows are noises, columns classes.
 
-    class_labels: the classes; None: all that were trained. Raises ValueError for a student without
-    classes, or as `Student.sample` does.
+    class_labels: a list of one or more classes; None: all that were trained. Raises ValueError for
+    a student without classes, or as `Student.sample` does.
     """
     rows = check_int("n", n, 1)
     if class_labels is None:
@@ -68,7 +68,8 @@ def class_swap(
         if labels is None:
             raise ValueError("student must be class-conditional to swap classes")
     else:
-        labels = student.model.check_labels("class_labels", class_labels, len(class_labels))
+        count = _check_list("class_labels", class_labels)
+        labels = student.model.check_labels("class_labels", class_labels, count)
         assert labels is not None
     eps = _noise(student, rows, seed)
     return _table(student, eps, len(labels), np.tile(labels, rows), guidance_scale)
@@ -84,10 +85,11 @@ def guidance_sweep(
 ) -> Images:
     """Draw each of `n` noises at every guidance scale: rows are noises, columns scales.
 
-    The student must have been distilled for a range that holds them. class_labels: as for
+    guidance_scales: a list of one or more; the student must have been distilled for a range that
+    holds them. class_labels: as for
     `Student.sample`, one a row. Raises TypeError or ValueError before computing.
     """
-    columns = len(guidance_scales)
+    columns = _check_list("guidance_scales", guidance_scales)
     scales = student.check_scales(guidance_scales, columns)
     eps, labels = student.inputs(n, class_labels=class_labels, seed=seed)
     rows = len(eps)
@@ -126,6 +128,15 @@ def as_grid(images: Any, *, scale: int | None = None) -> ImageGrid:
     if array.ndim != 5:
         raise ValueError(f"images must have shape (rows, columns, C, H, W), got {array.shape}")
     return make_grid(array.reshape(-1, *array.shape[2:]), columns=array.shape[1], scale=scale)
+
+
+def _check_list(name: str, value: Any) -> int:
+    """Return the length of a list of values; TypeError for what is none, ValueError if empty."""
+    if isinstance(value, (str, bytes)) or not hasattr(value, "__len__") or np.ndim(value) == 0:
+        raise TypeError(f"{name} must be a list, got {shown(value)} ({type_name(value)})")
+    if len(value) == 0:
+        raise ValueError(f"{name} must not be empty")
+    return len(value)
 
 
 def _noise(student: Student, count: int, seed: int) -> Images:

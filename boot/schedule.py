@@ -52,7 +52,7 @@ class Schedule:
 
     def alpha_sigma(self, t: Any) -> tuple[Float64, Float64]:
         """Return alpha_t and sigma_t, accurate at both ends; sigma_0 is 0."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} must have a method alpha_sigma(t)")
 
     def timestep(self, t: Any) -> Float64:
         """Return what a model of this process is fed for a time: t itself, unless overridden."""
@@ -135,7 +135,11 @@ class Schedule:
         return result
 
     def to_config(self, **values: Any) -> SchedulerConfig:
-        """Return a diffusers config of the variance-preserving form; values: its other keys."""
+        """Return a diffusers config of the variance-preserving form; values: its other keys.
+
+        Raises TypeError or ValueError if `alpha_sigma` is not that of a noise process.
+        """
+        check_process(self)
         betas = np.minimum(betas_of(self.table()), _LARGEST_BETA)
         return SchedulerConfig(
             num_train_timesteps=self.num_train_timesteps, trained_betas=tuple(betas), **values
@@ -240,6 +244,38 @@ class TableSchedule(Schedule):
         log_abar = self.log_alpha_bar(t)
         with np.errstate(divide="ignore"):
             return 0.5 * np.log(-np.expm1(log_abar)) - 0.5 * log_abar
+
+
+def check_process(schedule: Schedule) -> None:
+    """Require that a schedule goes from image to noise: the message names it and the time.
+
+    Raises TypeError unless `alpha_sigma` returns two arrays of the shape of t, ValueError unless
+    both are finite and not negative, and sigma / alpha grows with t.
+    """
+    name = type(schedule).__name__
+    t = schedule.time(np.arange(schedule.num_train_timesteps))
+    pair = schedule.alpha_sigma(t)
+    if not isinstance(pair, (tuple, list)) or [np.shape(a) for a in pair] != [t.shape] * 2:
+        raise TypeError(f"{name}.alpha_sigma must return two arrays of the shape of t, {t.shape}")
+    alpha, sigma = (np.asarray(a, np.float64) for a in pair)
+    with np.errstate(invalid="ignore"):
+        bad = ~(np.isfinite(alpha) & np.isfinite(sigma) & (alpha >= 0) & (sigma >= 0))
+    if bad.any():
+        i = int(np.argmax(bad))
+        raise ValueError(
+            f"{name}.alpha_sigma({t[i]:g}) must be finite and not negative, got {alpha[i]:g} and "
+            f"{sigma[i]:g}"
+        )
+    with np.errstate(divide="ignore", invalid="ignore"):
+        ratio = np.concatenate([[0.0], sigma / alpha])
+    t = np.concatenate([[0.0], t])
+    falls = ~(ratio[1:] > ratio[:-1])
+    if falls.any():
+        i = int(np.argmax(falls))
+        raise ValueError(
+            f"{name}: sigma / alpha must grow with t, from the image at t = 0 to noise at t = 1, "
+            f"got {ratio[i]:.6g} at t = {t[i]:g} and {ratio[i + 1]:.6g} at t = {t[i + 1]:g}"
+        )
 
 
 def betas_of(alphas_cumprod: Float64) -> Float64:

@@ -288,6 +288,11 @@ class Teacher:
                 f"num_inference_steps must be 1 ... {available} for t_start {t_start}, got {steps}"
             )
         times = self.schedule.times(t_start, 0.0, steps)
+        if self.prediction_type == "epsilon" and self.schedule.alpha_sigma(times[0])[0] == 0:
+            raise ValueError(
+                f"t_start must be smaller than {times[0]:g}: an epsilon teacher says nothing about "
+                "the signal where alpha is 0"
+            )
         noise, labels = sampling_inputs(self.model, guidance, n, class_labels, seed, noise)
         start = self.schedule.start(noise, times[0])
         images: Images = np.empty_like(noise)

@@ -17,6 +17,7 @@ from boot.continuous import (
 from boot.samplers import SAMPLERS
 from boot.schedule import Schedule, betas_of
 from boot.signal_ode import diffuse, trajectory
+from boot.teacher import Teacher
 
 ALL = [CosineSchedule(), LinearSchedule(), EDMSchedule(), FlowSchedule(), TrigFlowSchedule()]
 GRID = np.arange(1, 1001) / 1000
@@ -168,6 +169,33 @@ def test_times_start_and_default_t_max(schedule):
 def test_bad_numbers_are_refused(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+@pytest.mark.parametrize(
+    "formula, problem, message",
+    [
+        (lambda t: (t, 1 - t), ValueError, r"Mine: sigma / alpha must grow.*got 999 at t = 0.001"),
+        (
+            lambda t: (1 - t, np.where(t > 0.5, np.nan, t)),
+            ValueError,
+            r"Mine.*\(0.501\) must be fi",
+        ),
+        (lambda t: (1 - t, 0 * t), ValueError, r"got 0 at t = 0 and 0 at t = 0.001"),
+        (lambda t: (1.5 - 2 * t, t), ValueError, r"not negative, got -0.002 and 0.751"),
+        (lambda t: (1.0, t), TypeError, r"Mine.alpha_sigma must return two arrays of the shape"),
+        (lambda t: 1 - t, TypeError, r"must return two arrays of the shape of t, \(1000,\)"),
+    ],
+)
+def test_a_schedule_of_ones_own_must_go_from_image_to_noise(formula, problem, message):
+    class Mine(Schedule):
+        def alpha_sigma(self, t):
+            return formula(np.asarray(t, np.float64))
+
+    known = {"prediction_type": "sample", "sample_shape": (1, 4, 4)}
+    with pytest.raises(problem, match=message):
+        Teacher.from_callable(lambda x, t, c: x, schedule=Mine(), **known)
+    with pytest.raises(NotImplementedError, match="Schedule must have a method alpha_sigma"):
+        Teacher.from_callable(lambda x, t, c: x, schedule=Schedule(), **known)
 
 
 def test_what_models_are_fed():

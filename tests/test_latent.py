@@ -84,6 +84,17 @@ def test_a_sweep_moves_the_scale_alone():
         guidance_sweep(make_student(), [1, 2], 2)
 
 
+@pytest.mark.parametrize("values, problem", [([], ValueError), (2, TypeError), ("12", TypeError)])
+def test_what_is_swept_must_be_a_list_of_one_or_more(values, problem):
+    student = make_student(info=RANGED)
+    message = "must not be empty" if problem is ValueError else f"must be a list, got {values!r}"
+    with pytest.raises(problem, match=f"guidance_scales {message}"):
+        guidance_sweep(student, values, 2)
+    with pytest.raises(problem, match=f"class_labels {message}"):
+        class_swap(student, 2, class_labels=values)
+    assert guidance_sweep(student, np.array([1.0, 2.0]), 2).shape == (2, 2, 1, 8, 8)
+
+
 def test_a_walk_starts_and_ends_at_the_noises_of_the_seed():
     student = make_student()
     images = interpolate(student, 2, steps=4, class_labels=1, seed=3)
