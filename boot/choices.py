@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+SAMPLERS = ("ddim", "heun", "dpm")  # of whole images; `samplers` has their code
 SOLVERS = ("heun", "midpoint", "euler")
 DELTA_SCHEDULES = ("constant", "linear")
 T_DISTRIBUTIONS = ("uniform", "progressive")

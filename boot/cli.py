@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from boot._version import __version__
+from boot.choices import SAMPLERS
 from boot.errors import BootError, BootWarning
 from boot.flags import Parser, UsageError, add_config_flags, config_values, flag_of
 from boot.interrupts import EXIT_STOPPED, STOP_SIGNALS, InterruptGuard
@@ -147,7 +148,7 @@ def _add_sample(parser: Parser) -> None:
     )
     teacher = parser.add_argument_group("for a teacher only")
     teacher.add_argument("--num-inference-steps", type=_integer, metavar="N", help="[50]")
-    teacher.add_argument("--sampler", choices=("ddim", "heun"), help="[ddim]")
+    teacher.add_argument("--sampler", choices=SAMPLERS, help="[ddim]")
     teacher.add_argument("--t-start", type=float, metavar="T", help="time to start from [1]")
     parser.add_argument("--num-threads", type=_integer, metavar="N", help="CPU threads")
     parser.add_argument(

@@ -18,6 +18,7 @@ from models import CONFIG, PLAIN, make_teacher, save_teacher
 from test_student import make_student
 
 from boot import cli, flags
+from boot.choices import SAMPLERS
 from boot.config import DistillConfig
 from boot.student import Student
 from boot.teacher import Teacher
@@ -179,6 +180,19 @@ def test_sample_a_teacher_with_the_same_noise(folders, tmp_path):
     np.testing.assert_allclose(teacher["images"], expected, atol=1e-4)
 
 
+def test_sample_a_teacher_by_any_sampler(folders, tmp_path):
+    images = {}
+    for sampler in SAMPLERS:
+        flags = ("--num-inference-steps", 4, "--sampler", sampler, "--npz", tmp_path / "x.npz")
+        run(
+            *("sample", folders / "plain-teacher", "--num-images", 2, *flags),
+            *("--output", tmp_path / "x.png", "--t-start", 0.8),
+        )
+        with np.load(tmp_path / "x.npz") as arrays:
+            images[sampler] = arrays["images"]
+    assert np.abs(images["dpm"] - images["ddim"]).max() > 1e-4
+
+
 # -------------------------------------------------------------------------------- evaluate, info
 
 
@@ -255,7 +269,10 @@ def test_info_tells_students_from_teachers(folders, capsys):
          "--num-inference-steps is for teachers"),
         (("sample", "{teacher}", "--output", "{tmp}/x.png", "--num-inference-steps", "5000"),
          r"num_inference_steps must be 1 \.\.\. 1000"),
-        (("sample", "{teacher}", "--output", "{tmp}/x.png", "--sampler", "plms"), "invalid choice"),
+        (("sample", "{teacher}", "--output", "{tmp}/x.png", "--sampler", "plms"),
+         "invalid choice: 'plms' .choose from '?ddim'?, '?heun'?, '?dpm'?"),
+        (("sample", "{student}", "--output", "{tmp}/x.png", "--guidance-scale", "nan"),
+         "guidance_scale must be finite, got nan"),
         (("sample", "{teacher}", "--output", "{tmp}/x.png", "--t-start", "0"), "t_start must be"),
         (("sample", "{student}", "--output", "{file}/x.png"), "is a file"),
         (("sample", "{student}", "--output", "{new}/x.png"), "--output: there is no folder"),

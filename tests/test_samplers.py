@@ -9,8 +9,10 @@ import pytest
 from models import CLASSES, PLAIN, make_teacher, noise
 from test_schedule import COSINE, LINEAR, ZERO_SNR, gaussian_signal
 
+from boot import choices, toy
+from boot.continuous import CosineSchedule, FlowSchedule, TrigFlowSchedule
 from boot.guidance import Clip, Guidance, dynamic_threshold, guided_output
-from boot.samplers import sample_ddim, sample_dpm, sample_heun
+from boot.samplers import SAMPLERS, sample_ddim, sample_dpm, sample_heun
 from boot.signal_ode import diffuse, trajectory
 
 MEAN, STD = 0.3, 0.5
@@ -224,6 +226,18 @@ def test_a_model_without_sample_size_takes_noise_of_any_fitting_size():
     assert found.shape == (2, 1, 4, 4)
     with pytest.raises(ValueError, match="noise must be given"):
         teacher.sample(2)
+
+
+def test_every_sampler_is_a_choice():
+    assert tuple(SAMPLERS) == choices.SAMPLERS
+
+
+@pytest.mark.parametrize("schedule", [CosineSchedule(), FlowSchedule(), TrigFlowSchedule()])
+def test_an_epsilon_teacher_must_start_where_there_is_signal(schedule):
+    teacher = toy.GaussianMixture.random((1, 4, 4)).teacher(schedule, "epsilon")
+    with pytest.raises(ValueError, match="t_start must be smaller than 1: an epsilon teacher"):
+        teacher.sample(2, num_inference_steps=2)
+    assert teacher.sample(2, num_inference_steps=2, t_start=0.9).shape == (2, 1, 4, 4)
 
 
 @pytest.mark.parametrize("sampler", ["ddim", "heun", "dpm"])
