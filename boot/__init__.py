@@ -14,7 +14,7 @@ from boot._version import __version__
 
 if TYPE_CHECKING:
     from boot._core import get_num_threads, set_num_threads, show_config
-    from boot.callbacks import Callback, EarlyStopping, History
+    from boot.callbacks import Callback, History
     from boot.config import DistillConfig
     from boot.continuous import (
         CosineSchedule,
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
         TrigFlowSchedule,
     )
     from boot.distiller import Distiller
+    from boot.early_stopping import EarlyStopping
     from boot.errors import (
         BootError,
         BootWarning,
@@ -35,6 +36,8 @@ if TYPE_CHECKING:
         TrainingDiverged,
         UnsupportedModel,
     )
+    from boot.schedule import Schedule
+    from boot.scheduler_config import SchedulerConfig
     from boot.student import Student
     from boot.teacher import Teacher
 
@@ -46,7 +49,9 @@ _EXPORTS = {
     "DistillConfig": "config",
     "Callback": "callbacks",
     "History": "callbacks",
-    "EarlyStopping": "callbacks",
+    "EarlyStopping": "early_stopping",
+    "Schedule": "schedule",
+    "SchedulerConfig": "scheduler_config",
     "CosineSchedule": "continuous",
     "LinearSchedule": "continuous",
     "EDMSchedule": "continuous",
@@ -79,6 +84,8 @@ __all__ = [  # noqa: RUF022 - in the order of use
     "Callback",
     "History",
     "EarlyStopping",
+    "Schedule",
+    "SchedulerConfig",
     "CosineSchedule",
     "LinearSchedule",
     "EDMSchedule",

@@ -12,13 +12,12 @@ import logging
 import math
 import sys
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from boot.config import DistillConfig
 from boot.curves import loss_chart, paired_chart
-from boot.errors import ConfigError, check_float, check_int, shown
 from boot.files import append, write_atomically
 from boot.htmlparts import escape
 
@@ -197,7 +196,7 @@ class JsonlLog(Callback):
     ) -> None:
         """Drop lines of steps after the one that this run continues from: they will come again."""
         if self._path.exists():
-            write_atomically(self._path, "".join(_lines_up_to(self._path, state.step)))
+            write_atomically(self._path, "".join(lines_up_to(self._path, state.step)))
 
     def on_log(
         self, config: DistillConfig, state: TrainState, control: Control, **kwargs: Any
@@ -226,7 +225,8 @@ class JsonlLog(Callback):
             _log.warning("%s: %s", failure, problem)
 
 
-def _lines_up_to(path: Path, step: int) -> Iterable[str]:
+def lines_up_to(path: Path, step: int) -> Iterable[str]:
+    """Yield the whole lines of a log.jsonl of steps up to this one."""
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True):
         try:
             kept = line.endswith("\n") and int(json.loads(line)["step"]) <= step
@@ -324,60 +324,3 @@ class SampleGrid(Callback):
                 save_grid(self._folder / f"step-{state.step:06d}.png", images)
             except OSError as problem:
                 _log.warning("sample grid not written, training goes on: %s", problem)
-
-
-class EarlyStopping(Callback):
-    """Stops a run when a number that should fall has not fallen for `patience` measurements.
-
-    monitor: a name in the logs; `paired_error` is measured every `eval_steps` steps. min_delta: a
-    smaller decrease does not count. A resumed run goes on counting from its log.jsonl.
-    """
-
-    def __init__(
-        self, patience: int = 5, min_delta: float = 0.0, monitor: str = "paired_error"
-    ) -> None:
-        """Check the arguments; TypeError or ValueError."""
-        self.patience = check_int("patience", patience, 1)
-        self.min_delta = check_float("min_delta", min_delta, 0)
-        if not isinstance(monitor, str):
-            raise TypeError(f"monitor must be a string, got {shown(monitor)}")
-        self.monitor = monitor
-        self.best, self.best_step, self.waited = math.inf, 0, 0
-
-    def on_train_begin(
-        self, config: DistillConfig, state: TrainState, control: Control, **kwargs: Any
-    ) -> None:
-        """Start afresh, or from what the log of this run holds."""
-        if self.monitor.startswith("paired_error") and not config.eval_steps:
-            raise ConfigError(f"eval_steps must be > 0 for EarlyStopping on {self.monitor}, got 0")
-        self.best, self.best_step, self.waited = math.inf, 0, 0
-        folder = kwargs["distiller"].output_dir
-        if state.step and folder is not None and (folder / LOG_FILE).exists():
-            for line in _lines_up_to(folder / LOG_FILE, state.step):
-                self._take(json.loads(line))
-
-    def on_log(
-        self, config: DistillConfig, state: TrainState, control: Control, **kwargs: Any
-    ) -> None:
-        """Ask for the end of training if it is time."""
-        if self._take(kwargs["logs"]) and self.waited >= self.patience:
-            control.should_training_stop = True
-            _log.info(
-                "stopping at step %d: %s has not fallen below %.4g (step %d) in %d measurements",
-                state.step,
-                self.monitor,
-                self.best,
-                self.best_step,
-                self.waited,
-            )
-
-    def _take(self, logs: Mapping[str, Any]) -> bool:
-        """Count one log line; return whether it had the number. One that is not finite counts."""
-        if self.monitor not in logs:
-            return False
-        value = logs[self.monitor]
-        if value is not None and value < self.best - self.min_delta:
-            self.best, self.best_step, self.waited = value, int(logs["step"]), 0
-        else:
-            self.waited += 1
-        return True

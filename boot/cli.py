@@ -23,6 +23,7 @@ from boot.choices import SAMPLERS
 from boot.errors import BootError, BootWarning
 from boot.flags import Parser, UsageError, add_config_flags, config_values, flag_of
 from boot.interrupts import EXIT_STOPPED, STOP_SIGNALS, InterruptGuard
+from boot.presets import PRESETS, preset_config
 
 EXIT_ERROR, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
 
@@ -120,8 +121,12 @@ def _add_run(parser: Parser) -> None:
     """What describes a run: the same for distill, plan and check."""
     parser.add_argument("teacher", metavar="TEACHER", help="diffusers pipeline folder")
     parser.add_argument("--config", metavar="FILE", help="JSON file of settings; flags go first")
+    results = "; ".join(
+        f"{name}: {preset.purpose}, {preset_config(name).max_train_steps} steps ({preset.result})"
+        for name, preset in PRESETS.items()
+    )
     parser.add_argument(
-        "--preset", metavar="NAME", help="fast, default or quality; flags go first [default]"
+        "--preset", metavar="NAME", help=f"{results}; flags go first [default]".replace("%", "%%")
     )
     add_config_flags(parser)
 
@@ -224,7 +229,6 @@ def _distill(arguments: argparse.Namespace) -> int:
 def _config(arguments: argparse.Namespace) -> Any:
     """Return the settings of --config or --preset, if any, and of the flags."""
     from boot.config import DistillConfig
-    from boot.presets import preset_config
 
     if arguments.config and arguments.preset:
         raise UsageError("--config and --preset exclude each other: give one of them")

@@ -49,6 +49,16 @@ def loss_chart(log: Log) -> str:
     return line_chart("Loss", lines, log_y=True)
 
 
+def critic_charts(log: Log) -> list[str]:
+    """Chart the critic's own loss, if there was a critic."""
+    loss = column(log, "loss_critic")
+    lines = [
+        Line("as logged", loss, FAINT_BLUE, 1.0),
+        Line("running mean", smoothed(loss, max(3, len(loss) // 12)), BLUE),
+    ]
+    return [line_chart("Loss of the critic", lines, log_y=True)] if loss else []
+
+
 def all_charts(log: Log) -> list[str]:
     """Return every chart of a run, the most telling first."""
     rate = Line("learning rate", column(log, "learning_rate"))
@@ -57,6 +67,7 @@ def all_charts(log: Log) -> list[str]:
     return [
         paired_chart(log),
         loss_chart(log),
+        *critic_charts(log),
         line_chart("Learning rate", [rate]),
         line_chart("Gradient norm, before clipping", [norm], log_y=True),
         line_chart("Milliseconds per step", [times]),

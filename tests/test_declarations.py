@@ -60,11 +60,12 @@ def test_a_network_that_is_constant_at_one_level_only_is_no_constant_teacher(sch
     assert check(run_of(ONE, "flow", "flow", schedule), quick=True).ok
 
 
+@pytest.mark.parametrize("kind", ["epsilon", "v_prediction", "flow"])  # sample: see docs/check.md
 @pytest.mark.parametrize("claimed", CONTINUOUS, ids=lambda s: type(s).__name__)
-def test_a_wrong_schedule_of_an_epsilon_callable_is_found(claimed):
+def test_a_wrong_schedule_of_a_callable_is_found(claimed, kind):
     for schedule in CONTINUOUS:
         if schedule is not claimed:
-            report = check(run_of(MIXTURE, "epsilon", "epsilon", schedule, claimed), quick=True)
+            report = check(run_of(MIXTURE, kind, kind, schedule, claimed), quick=True)
             found = codes(report.problems + report.warnings)
             assert {"schedule", "no_denoiser", "prediction_type"} & set(found), report
 

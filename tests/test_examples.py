@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 from processes import SANITIZED
 
+from boot import FlowSchedule, toy
+
 EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
 TEACHERS = {
     "numpy_teacher": [],
@@ -49,3 +51,14 @@ def test_a_callable_teacher_of_each_kind_is_distilled(script):
     else:
         low, high = float(words[0][6]), float(words[0][8])
         assert abs(low + 0.6) < 0.1 and abs(high - 0.6) < 0.1
+
+
+def test_the_examples_of_the_page_on_teachers_run_as_written():
+    text = (EXAMPLES.parent / "docs" / "teachers.md").read_text()
+    blocks = [b for b in text.split("\n\n") if b.startswith("    ")]
+    code = "\n".join(line[4:] for block in blocks for line in block.splitlines())
+    assert "FlowSchedule()" in code and "class SquareRoots" in code
+    mixture = toy.GaussianMixture.random((1, 4, 4))
+    names = {"velocity": mixture.teacher(FlowSchedule(), "flow").model.function}
+    exec(code.replace("distiller.fit()", "distiller.fit(2)"), names)
+    assert names["distiller"].state.step == 2

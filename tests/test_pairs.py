@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from models import SMALL, assert_same, make, pin_like, weights_of
 
-from boot.callbacks import EarlyStopping
 from boot.demo import TEACHER_FOLDER
 from boot.distiller import Distiller
+from boot.early_stopping import EarlyStopping
 from boot.errors import ConfigError
 from boot.pairs import Pairs
 from boot.signal_ode import diffuse, step
@@ -148,3 +148,17 @@ def test_early_stopping_refuses_what_cannot_work():
         EarlyStopping(monitor=3)
     with pytest.raises(ConfigError, match="eval_steps must be > 0"):
         make(eval_steps=0).fit(callbacks=[EarlyStopping()])
+
+
+def test_early_stopping_says_if_it_watched_nothing(caplog):
+    options = {"eval_steps": 2, "logging_steps": 1}
+    watch = EarlyStopping(patience=1, monitor="paired_eror")
+    make(**options).fit(max_train_steps=2, callbacks=[watch])
+    assert "watched nothing: the logs had no 'paired_eror' (did you mean 'paired_err" in caplog.text
+    caplog.clear()
+    make(**options).fit(
+        max_train_steps=2, callbacks=[EarlyStopping(), EarlyStopping(monitor="loss")]
+    )
+    assert "watched nothing" not in caplog.text
+    shown = "EarlyStopping(patience=1, min_delta=0, monitor='paired_eror')"
+    assert repr(watch) == shown

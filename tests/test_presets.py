@@ -1,5 +1,7 @@
 """Presets: known names, overrides that win, and the same from Python and the command line."""
 
+from pathlib import Path
+
 import pytest
 from models import PLAIN, make_teacher, save_teacher
 
@@ -9,6 +11,8 @@ from boot.config import DistillConfig
 from boot.distiller import Distiller
 from boot.errors import ConfigError
 from boot.presets import PRESETS, preset_config
+
+README = Path(__file__).resolve().parent.parent / "README.md"
 
 
 def test_presets_are_valid_and_differ():
@@ -55,3 +59,24 @@ def test_the_command_line_takes_a_preset(tmp_path, capsys, monkeypatch):
     assert main([*command, "--preset", "zzz"]) == 1
     assert "preset must be one of" in capsys.readouterr().err
     assert main([*command, "--preset", "fast", "--config", "x.json"]) == 2
+
+
+def packed(text):
+    """Text without its spaces and line breaks, which --help has its own way with."""
+    return "".join(text.split())
+
+
+def test_the_help_shows_what_each_preset_reached(capsys):
+    with pytest.raises(SystemExit):
+        main(["distill", "--help"])
+    shown = packed(capsys.readouterr().out)
+    for name, preset in PRESETS.items():
+        steps = preset_config(name).max_train_steps
+        assert packed(f"{name}: {preset.purpose}, {steps} steps ({preset.result})") in shown
+
+
+@pytest.mark.skipif(not README.is_file(), reason="needs the source tree")
+def test_the_readme_has_the_same_results():
+    for name, preset in PRESETS.items():
+        row = f"| `{name}` | {preset_config(name).max_train_steps:,} | {preset.result} |"
+        assert row in README.read_text(), f"README.md must have the row {row}"

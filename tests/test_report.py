@@ -156,6 +156,13 @@ def test_an_empty_log_has_charts_that_say_so():
     assert "t = 0.5" in paired_chart([{"step": 1, "paired_error_t0.5": 1.0, "paired_error": 2.0}])
 
 
+def test_a_critic_has_a_chart_of_its_loss_and_a_run_without_has_none():
+    log = [{"step": i, "loss": 1.0} for i in range(4)]
+    assert "Loss of the critic" not in "".join(all_charts(log))
+    log += [{"step": i, "loss": 1.0, "loss_critic": 0.5} for i in range(4, 7)]
+    assert polylines("".join(all_charts(log)), "Loss of the critic") == [3, 3]
+
+
 # --------------------------------------------------------------------------------- notebooks
 
 
