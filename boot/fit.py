@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from boot import resume
+from boot import resume, steps
 from boot.callbacks import (
     LOG_FILE,
     SAMPLES_FOLDER,
@@ -46,9 +46,10 @@ def run(distiller: Distiller, max_train_steps: Any, callbacks: Any) -> History:
     folder. on_train_end is sent whatever happens.
     """
     hooks = _checked(callbacks)
-    if max_train_steps is not None:
-        total = check_int("max_train_steps", max_train_steps, 1, MOST_STEPS)
-        distiller.config = distiller.config.replace(max_train_steps=total)
+    with steps.alone(distiller):
+        if max_train_steps is not None:
+            total = check_int("max_train_steps", max_train_steps, 1, MOST_STEPS)
+            distiller.config = distiller.config.replace(max_train_steps=total)
     outer, folder = InterruptGuard.active(), distiller.output_dir
     own = contextlib.nullcontext(outer) if outer else InterruptGuard(*STOP_SIGNALS)
     alone = locked_folder(folder) if folder is not None else contextlib.nullcontext()

@@ -38,12 +38,16 @@ def take(distiller: Distiller) -> dict[str, float]:
 
 @contextlib.contextmanager
 def alone(distiller: Distiller) -> Iterator[None]:
-    """Keep other threads out while the arrays of a run are used; RuntimeError if one is in."""
+    """Keep other threads out while the arrays of a run are used; RuntimeError if one is in.
+
+    And in a fork of a process that has used the core: it must not write into its parent's folder.
+    """
     if not distiller._busy.acquire(blocking=False):
         raise RuntimeError(
             "this Distiller is in a step or a checkpoint of another thread; use one per thread"
         )
     try:
+        distiller._training.model.core.memory()  # the core knows: RuntimeError in a fork
         yield
     finally:
         distiller._busy.release()

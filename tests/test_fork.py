@@ -10,7 +10,7 @@ import time
 
 import numpy as np
 import pytest
-from models import PLAIN, make_teacher, noise
+from models import PLAIN, make, make_teacher, noise
 from processes import run_python
 
 from boot import _core
@@ -75,10 +75,27 @@ def test_a_fork_after_use_is_refused_and_does_not_hang(name):
     TEACHER.model(X, 5)  # the parent goes on
 
 
+@pytest.mark.parametrize("name", ["save_checkpoint", "fit", "step", "plan", "check", "evaluate"])
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+def test_a_fork_does_not_write_into_the_folder_of_its_parents_run(tmp_path, name):
+    distiller = make(PLAIN, TEACHER, output_dir=str(tmp_path), logging_steps=1)
+    distiller.fit(3)
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    distiller.step()
+    text = in_child(getattr(distiller, name))
+    assert text.startswith("RuntimeError: process "), text
+    assert '"spawn"' in text
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+    assert distiller.save_checkpoint().name == "checkpoint-4"
+
+
 @pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
 def test_what_needs_no_threads_works_in_a_fork():
     assert in_child(lambda: _core.get_num_threads() > 0) == "True"
     assert "isa" in in_child(lambda: sorted(_core.show_config()))
+    TEACHER.model(X, 5)
+    assert in_child(lambda: TEACHER.model.weights.size > 0) == "True"
+    assert in_child(lambda: len(TEACHER.model.kernels) > 0) == "True"
 
 
 def square_of_weights(count):
