@@ -80,6 +80,11 @@ def machine() -> dict[str, Any]:
     return {key: config[key] for key in ("isa", "onednn_isa", "onednn_version", "threads")}
 
 
+def versions() -> dict[str, str]:
+    """Return the versions that a bit-for-bit resume needs to be the same."""
+    return {"boot_version": __version__, "numpy_version": np.__version__}
+
+
 # -------------------------------------------------------------------------------------- writing
 
 
@@ -99,7 +104,7 @@ def save_checkpoint(
             _write_text(temporary / CONFIG_FILE, to_json(identity.config))
             manifest = {
                 "format_version": FORMAT_VERSION,
-                "boot_version": __version__,
+                **versions(),
                 "step": step,
                 "state": dict(state),
                 "teacher": identity.teacher,

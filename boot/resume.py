@@ -25,6 +25,7 @@ from boot.checkpoint import (
     prune_checkpoints,
     read_manifest,
     save_checkpoint,
+    versions,
 )
 from boot.errors import CheckpointError, FormatError, shown
 from boot.files import read_json_object, to_json, write_atomically
@@ -94,6 +95,15 @@ def _restore(distiller: Distiller, checkpoint: Path) -> None:
     _weights_changed(distiller)
     distiller.state = TrainState(**manifest["state"]["counters"])
     _pin_kernels(distiller, manifest["state"], checkpoint)
+    for name, now in versions().items():
+        if manifest.get(name) != now:
+            _log.warning(
+                "%s has %s %s, now it is %s: the run continues, but its numbers may differ",
+                checkpoint,
+                name,
+                shown(manifest.get(name)),
+                now,
+            )
     _log.info("continuing from %s", checkpoint)
 
 

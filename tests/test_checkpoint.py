@@ -13,6 +13,7 @@ from models import CONFIG, PLAIN, assert_same, make, make_teacher, pin_like, wei
 from test_fit import Recorder, interrupt
 
 from boot import checkpoint as module
+from boot._version import __version__
 from boot.callbacks import TrainState
 from boot.checkpoint import (
     Identity,
@@ -181,6 +182,21 @@ def test_another_machine_is_a_warning(tmp_path, caplog):
     assert resumed.state.step == 3
     assert "another kind of machine" in caplog.text
     assert "abacus" in caplog.text
+
+
+def test_other_versions_are_a_warning(tmp_path, caplog):
+    make(output_dir=str(tmp_path), **OPTIONS).fit(3)
+    make(output_dir=str(tmp_path), resume_from_checkpoint="latest", **OPTIONS)
+    assert "version" not in caplog.text
+    manifest = tmp_path / "checkpoint-3/manifest.json"
+    values = json.loads(manifest.read_text())
+    assert values["numpy_version"] == np.__version__
+    values |= {"boot_version": "0.0.1", "numpy_version": "1.99"}
+    manifest.write_text(json.dumps(signed(values)))
+    resumed = make(output_dir=str(tmp_path), resume_from_checkpoint="latest", **OPTIONS)
+    assert resumed.state.step == 3
+    assert f"has boot_version '0.0.1', now it is {__version__}: the run continues" in caplog.text
+    assert f"has numpy_version '1.99', now it is {np.__version__}: the run" in caplog.text
 
 
 # ---------------------------------------------------------------------------------------- damage
