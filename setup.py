@@ -196,7 +196,7 @@ class BuildCore(build_ext):
         self.build_temp = os.path.join(self.build_temp, digest[:8])
         self.compile_serially = self.compiler.compile
         self.compiler.compile = self.compile_changed
-        # Always link, or a core with other flags would stay; compile_changed decides what is compiled.
+        # Always link, or a core with other flags would stay. compile_changed decides on compiling.
         self.force = self.compiler.force = True
         super().build_extensions()
         self.record_root(onednn)
