@@ -33,6 +33,7 @@ LAYERS = [
     _core sizes
     files distances scheduler_config unet_config options learning_rate
     kernel_cache
+    combinations
     config metrics safetensors_io unet_keys image_model
     network presets schedule
     diffusers_io guidance flags
@@ -42,6 +43,7 @@ LAYERS = [
     critic export resolve
     refine
     student callbacks probe student_init toy
+    early_stopping
     manifest
     checkpoint
     resume plan
