@@ -1,6 +1,6 @@
 """What each choice of the method buys: one change at a time, at equal compute, several seeds.
 
-python benchmarks/ablate.py NAME TEACHER REFERENCE [--steps 400] [--seeds 0 1 2] [--only KEY ...]
+python benchmarks/ablate.py NAME TEACHER REFERENCE [--steps 400] [--seeds 0] [--only KEY ...]
     [--results ablation.jsonl] [--table ablation.md]
 
 Trains one student after the other in this process and appends a JSON line for each; what is in the
@@ -12,15 +12,21 @@ fewer, in proportion to network calls (`step_cost`).
 from __future__ import annotations
 
 import argparse
-import json
-import math
-import statistics
 import time
-from pathlib import Path
 from typing import Any
 
-import numpy as np
 from ablation_students import EpsilonMap, InputTimeMap, TeacherTime
+from sweeps import (
+    EVALUATION_SEED,
+    METRICS,
+    NUM_IMAGES,
+    NUM_PAIRED,
+    add_rows,
+    arguments,
+    cells,
+    rows_of,
+    train,
+)
 
 from boot.config import DistillConfig
 from boot.distiller import Distiller
@@ -47,16 +53,10 @@ VARIANTS: dict[str, tuple[str, dict[str, Any], type[Student] | None]] = {
     "boundary weight 0.1": ("boundary", {"boundary_weight": 0.1}, None),
     "boundary weight 1": ("boundary", {"boundary_weight": 1.0}, None),
     "t progressive": ("t distribution", {"t_distribution": "progressive"}, None),
-    "guidance drawn from 1 ... 2": (
-        "guidance",
-        {"guidance_scale_max": 2.0},
-        None,
-    ),
+    "guidance drawn from 1 ... 2": ("guidance", {"guidance_scale_max": 2.0}, None),
     "rollout": ("correction", {"correction": "rollout"}, None),
     "distribution": ("correction", {"correction": "distribution"}, None),
 }
-METRICS = ("frechet_distance", "recall", "paired_rmse")
-NUM_IMAGES, NUM_PAIRED, EVALUATION_SEED = 2000, 256, 1234
 
 
 def step_cost(config: DistillConfig, guided: bool) -> float:
@@ -66,31 +66,21 @@ def step_cost(config: DistillConfig, guided: bool) -> float:
     follow = judged = 0.0
     if config.correction == "rollout":
         follow = (config.correction_fraction or 0.125) * config.correction_steps
-    if config.correction in (
-        None,
-        "distribution",
-    ):  # student 1 + 3, teacher 1, critic 3, on average
+    if config.correction in (None, "distribution"):
+        # student 1 + 3, teacher 1, critic 3, on average
         judged = 8.0 * (config.correction_fraction or 0.5) * (1.0 - config.correction_start)
     teacher = (2.0 if guided else 1.0) * (calls * (1.0 + follow) + ends)
     return 1.0 + 3.0 * (1.0 + ends + follow) + teacher + judged
 
 
-def train(teacher: Teacher, name: str, steps: int, seed: int) -> tuple[Distiller, int]:
+def train_variant(teacher: Teacher, name: str, steps: int, seed: int) -> Distiller:
     """Distil one variant for as much compute as `steps` steps of the defaults."""
     _, settings, kind = VARIANTS[name]
     guided = teacher.num_classes is not None
     base = DistillConfig(correction="none")  # a critic needs longer runs to be of use
     config = base.replace(**settings)
     count = max(1, round(steps * step_cost(base, guided) / step_cost(config, guided)))
-    warmup = min(config.lr_warmup_steps, count // 4)
-    ema = max(0.0, min(config.ema_decay, 1.0 - 10.0 / count))  # a short run, a short average
-    fixed = {"max_train_steps": count, "lr_warmup_steps": warmup, "ema_decay": ema}
-    run = Distiller(teacher, config.replace(seed=seed, report_to="none", **fixed))
-    if kind is not None:
-        run._training.__class__ = run._average.__class__ = kind
-    while run.state.step < count:
-        run.step()
-    return run, count
+    return train(teacher, config, count, seed, kind)
 
 
 def measure(run: Distiller, teacher: Teacher, reference: Any) -> dict[str, float]:
@@ -108,17 +98,6 @@ def measure(run: Distiller, teacher: Teacher, reference: Any) -> dict[str, float
     return {key: float(numbers[key]) for key in (*METRICS, "class_accuracy") if key in numbers}
 
 
-def done_before(path: Path) -> list[dict[str, Any]]:
-    """Read the results file; an unfinished last line counts as nothing."""
-    rows = []
-    for line in path.read_text().splitlines() if path.exists() else []:
-        try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError:
-            continue
-    return rows
-
-
 def sweep(options: argparse.Namespace) -> None:
     """Train and measure what is missing in the results file."""
     names = options.only or list(VARIANTS)
@@ -127,7 +106,7 @@ def sweep(options: argparse.Namespace) -> None:
         raise SystemExit(f"unknown: {', '.join(unknown)}; known: {', '.join(VARIANTS)}")
     have = {
         (row["teacher"], row["variant"], row["seed"], row["base_steps"])
-        for row in done_before(options.results)
+        for row in rows_of(options.results)
     }
     reference = load_reference(options.reference)
     for seed in options.seeds:
@@ -137,22 +116,11 @@ def sweep(options: argparse.Namespace) -> None:
                 continue
             teacher = Teacher.from_pretrained(options.teacher)
             begin = time.process_time()
-            run, count = train(teacher, name, options.steps, seed)
+            run = train_variant(teacher, name, options.steps, seed)
             row = dict(zip(("teacher", "variant", "seed", "base_steps"), key, strict=True))
-            row |= {"steps": count, "cpu_seconds": round(time.process_time() - begin, 1)}
+            row |= {"steps": run.state.step, "cpu_seconds": round(time.process_time() - begin, 1)}
             row |= {"skipped": run.state.skipped, **measure(run, teacher, reference)}
-            with options.results.open("a") as file:
-                file.write(json.dumps(row) + "\n")
-            print(json.dumps(row), flush=True)
-
-
-def cell(values: list[float]) -> str:
-    """`mean +- standard deviation`, or the one value."""
-    values = [value for value in values if math.isfinite(value)]
-    if not values:
-        return "not finite"
-    spread = f" ± {statistics.stdev(values):.3f}" if len(values) > 1 else ""
-    return f"{np.mean(values):.3f}{spread}"
+            add_rows(options.results, [row])
 
 
 def tables(rows: list[dict[str, Any]]) -> str:
@@ -166,27 +134,19 @@ def tables(rows: list[dict[str, Any]]) -> str:
         for name, (group, _, _) in VARIANTS.items():
             runs = [row for row in mine if row["variant"] == name]
             if runs:
-                cells = " | ".join(cell([row[key] for row in runs]) for key in METRICS)
-                text += [f"| {group} | {name} | {runs[0]['steps']} | {len(runs)} | {cells} |"]
+                text += [f"| {group} | {name} | {runs[0]['steps']} | {cells(runs)} |"]
         text += [""]
     return "\n".join(text)
 
 
 def main() -> None:
     """Run the sweep, then write the tables if asked to."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("name", help="what the tables call this teacher")
-    parser.add_argument("teacher", help="folder of the teacher")
-    parser.add_argument("reference", help="statistics of real images, or images, as .npz")
-    parser.add_argument("--steps", type=int, default=400)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser = arguments(__doc__ or "", results="ablation.jsonl", steps=400)
     parser.add_argument("--only", nargs="+", metavar="VARIANT")
-    parser.add_argument("--results", type=Path, default=Path("ablation.jsonl"))
-    parser.add_argument("--table", type=Path, help="Markdown file to write")
     options = parser.parse_args()
     sweep(options)
     if options.table:
-        options.table.write_text(tables(done_before(options.results)))
+        options.table.write_text(tables(rows_of(options.results)))
 
 
 if __name__ == "__main__":

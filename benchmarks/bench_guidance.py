@@ -16,38 +16,27 @@ import argparse
 import dataclasses
 import json
 import time
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-from ablate import cell, done_before
+from sweeps import (
+    EVALUATION_SEED,
+    NUM_IMAGES,
+    NUM_PAIRED,
+    add_rows,
+    arguments,
+    cells,
+    rows_of,
+    train,
+)
 
 from boot.config import DistillConfig
-from boot.distiller import Distiller
 from boot.evaluation import load_reference, teacher_signals
 from boot.metrics import Statistics, measure, paired_rmse
 from boot.student import Student
 from boot.teacher import Teacher
 
 ONE, RANGE = "one scale", "range"
-NUM_IMAGES, NUM_PAIRED, EVALUATION_SEED = 2000, 256, 1234
-METRICS = ("frechet_distance", "recall", "paired_rmse")
-
-
-def train(teacher: Teacher, steps: int, seed: int, settings: dict[str, Any]) -> Student:
-    """Distil one student; warm-up and weight average are shortened for a short run."""
-    base = DistillConfig(**settings)
-    config = base.replace(
-        max_train_steps=steps,
-        seed=seed,
-        report_to="none",
-        lr_warmup_steps=min(base.lr_warmup_steps, steps // 4),
-        ema_decay=max(0.0, min(base.ema_decay, 1.0 - 10.0 / steps)),
-    )
-    run = Distiller(teacher, config)
-    while run.state.step < steps:
-        run.step()
-    return run.student
 
 
 def at_scale(student: Student, scale: float) -> Student:
@@ -113,19 +102,14 @@ def add(
     """Train a student and append its lines, unless all of them are there."""
     kind, scales, steps, seed = which
     key = {"name": options.name, "student": kind, "steps": steps, "seed": seed}
-    rows = [row for row in done_before(options.results) if key.items() <= row.items()]
+    rows = [row for row in rows_of(options.results) if key.items() <= row.items()]
     if {row["scale"] for row in rows} >= set(scales):
         return
     begin = time.process_time()
-    student = train(truth.teacher, steps, seed, settings)
-    seconds = round(time.process_time() - begin, 1)
-    lines = ""
-    for scale in scales:
-        row = {**key, "scale": scale, "cpu_seconds": seconds}
-        lines += json.dumps(row | truth.measure(at_scale(student, scale))) + "\n"
-    with options.results.open("a") as file:
-        file.write(lines)
-    print(lines, end="", flush=True)
+    student = train(truth.teacher, DistillConfig(**settings), steps, seed).student
+    key["cpu_seconds"] = round(time.process_time() - begin, 1)
+    measured = [(scale, truth.measure(at_scale(student, scale))) for scale in scales]
+    add_rows(options.results, [{**key, "scale": scale, **found} for scale, found in measured])
 
 
 def tables(rows: list[dict[str, Any]]) -> str:
@@ -142,31 +126,23 @@ def tables(rows: list[dict[str, Any]]) -> str:
                 runs = [r for r in mine if (r["scale"], r["student"]) == (scale, kind)]
                 if not runs:
                     continue
-                cells = " | ".join(cell([row[key] for row in runs]) for key in METRICS)
                 means[kind] = float(np.mean([row["frechet_distance"] for row in runs]))
                 ratio = f"{means[kind] / means[ONE]:.2f}" if ONE in means else ""
-                head = f"| {scale:g} | {kind} | {runs[0]['steps']} | {len(runs)} |"
-                text += [f"{head} {cells} | {ratio} |"]
+                head = f"| {scale:g} | {kind} | {runs[0]['steps']}"
+                text += [f"{head} | {cells(runs)} | {ratio} |"]
         text += [""]
     return "\n".join(text)
 
 
 def main() -> None:
     """Run what is missing, then print the tables, and write them if asked to."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("name", help="what the tables call this teacher or run")
-    parser.add_argument("teacher", help="folder of a class-conditional teacher")
-    parser.add_argument("reference", help="statistics of real images, or images, as .npz")
-    parser.add_argument("--steps", type=int, default=700, help="of a student of one scale [700]")
+    parser = arguments(__doc__ or "", results="guidance.jsonl", steps=700)
     parser.add_argument("--scales", type=float, nargs="+", default=[1.0, 2.0, 4.0])
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--only", choices=(ONE, RANGE), help="train this kind of student alone")
     parser.add_argument("--settings", nargs="+", default=[], metavar="KEY=VALUE")
-    parser.add_argument("--results", type=Path, default=Path("guidance.jsonl"))
-    parser.add_argument("--table", type=Path, help="Markdown file to write")
     options = parser.parse_args()
     sweep(options)
-    text = tables(done_before(options.results))
+    text = tables(rows_of(options.results))
     print(text)
     if options.table:
         options.table.write_text(text)
