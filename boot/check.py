@@ -109,14 +109,14 @@ def check(distiller: Distiller, *, quick: bool = False, class_labels: Any = None
         _check_wanted_labels(distiller, class_labels)
     report = CheckReport(_setup(distiller))
     _check_terminal(distiller, report)
-    probe = Probe.of(distiller.teacher, distiller._labels, distiller._t_max, distiller._clip)
+    probe = Probe.of(distiller.teacher, distiller._labels, distiller._t_max)
     try:
         if _check_influences(distiller, probe, report):
             evidence = probe.evidence(quick=quick)
             _check_type(probe, evidence, report, quick)
             if not report.problems:
                 _check_schedule(probe, evidence, report, quick)
-                _check_range(distiller, evidence, report)
+                _check_range(distiller, probe, evidence, report)
         if not quick and not report.problems:
             report.facts.update(_cost(distiller))
     except (TeacherError, FloatingPointError) as problem:
@@ -288,10 +288,16 @@ def _better_schedule(probe: Probe, score: float) -> str | None:
     return best
 
 
-def _check_range(distiller: Distiller, evidence: Evidence, report: CheckReport) -> None:
-    largest = float(np.abs(evidence.images).max())
-    beyond = float(np.mean(np.abs(evidence.images) > RANGE_LIMIT))
-    report.facts["signal_range"] = f"{evidence.images.min():.3g} ... {evidence.images.max():.3g}"
+def _check_range(
+    distiller: Distiller, probe: Probe, evidence: Evidence, report: CheckReport
+) -> None:
+    # A type or schedule shows on the teacher's own images; this asks for those of the run.
+    clip, images = distiller._clip, evidence.images
+    if clip != probe.teacher.clip:
+        images = probe.images(clip)
+    largest = float(np.abs(images).max())
+    beyond = float(np.mean(~(np.abs(images) <= RANGE_LIMIT)))
+    report.facts["signal_range"] = f"{images.min():.3g} ... {images.max():.3g}"
     if beyond > 0.01:
         message = (
             f"{beyond:.0%} of the teacher's pixels lie beyond [-{RANGE_LIMIT}, {RANGE_LIMIT}] "

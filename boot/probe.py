@@ -100,35 +100,22 @@ class Evidence:
 
 @dataclass(frozen=True)
 class Probe:
-    """A teacher and the conditions under which it is asked. noise: two draws (N,C,H,W).
-
-    clip: how signals are kept in range where images are drawn.
-    """
+    """A teacher and the conditions under which it is asked. noise: two draws (N,C,H,W)."""
 
     teacher: Teacher
     labels: NDArray[np.int64] | None
     t_max: float
     noise: tuple[Images, Images]
-    clip: Clip
 
     @classmethod
-    def of(
-        cls,
-        teacher: Teacher,
-        options: NDArray[np.int64] | None,
-        t_max: float,
-        clip: Clip | None = None,
-    ) -> Probe:
-        """Draw noise for enough images to tell; labels go through `options` in turn.
-
-        clip: that of the run; None: the teacher's own.
-        """
+    def of(cls, teacher: Teacher, options: NDArray[np.int64] | None, t_max: float) -> Probe:
+        """Draw noise for enough images to tell; labels go through `options` in turn."""
         shape = teacher.model.image_shape()
         assert shape is not None  # resolve_config has refused such a teacher
         count = int(np.clip(-(-NUMBERS // np.prod(shape)), 8, MOST_IMAGES))
         draws = [normal(0, Stream.CHECK_NOISE, i, 0, (count, *shape)) for i in (0, 1)]
         labels = None if options is None else options[np.arange(count) % len(options)]
-        return cls(teacher, labels, t_max, (draws[0], draws[1]), clip or teacher.clip)
+        return cls(teacher, labels, t_max, (draws[0], draws[1]))
 
     def output(self, x: Images, t: float, labels: Any = None) -> Images:
         """Return the network's output at one time; TeacherError with the time if not finite."""
@@ -156,7 +143,7 @@ class Probe:
         levels = QUICK_LEVELS if quick else LEVELS
         shifts = shifts or (QUICK_SHIFTS if quick else SHIFTS)
         with np.errstate(all="ignore"):
-            images = self._images(kind, schedule)
+            images = self._images(kind, schedule, self.teacher.clip)
             if not np.isfinite(images).all() or not _differ(images):
                 errors = np.full((len(levels), len(shifts)), np.inf)
                 mixed = errors[:, 0]
@@ -164,7 +151,12 @@ class Probe:
                 errors, mixed = self._errors(kind, schedule, images, levels, shifts)
         return Evidence(levels, shifts, errors, mixed, images)
 
-    def _images(self, kind: str, schedule: Schedule) -> Images:
+    def images(self, clip: Clip) -> Images:
+        """Return images (N,C,H,W) of the teacher as declared, but clipped otherwise."""
+        with np.errstate(all="ignore"):
+            return self._images(self.teacher.prediction_type, self.teacher.schedule, clip)
+
+    def _images(self, kind: str, schedule: Schedule, clip: Clip) -> Images:
         times = _times_by_level(schedule, self.t_max)
 
         def signal(x: Images, t: Float64) -> Images:
@@ -172,7 +164,7 @@ class Probe:
                 return np.full_like(x, np.nan)
             alpha, sigma = schedule.alpha_sigma(t)
             output = self.output(x, float(t[0]))
-            return self.clip.signal(kind, output, x, alpha, sigma)
+            return clip.signal(kind, output, x, alpha, sigma)
 
         start = schedule.start(self.noise[0], times[0])
         return sample_ddim(schedule, signal, start, times)

@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 from models import PLAIN, make, make_teacher
 
+from boot import toy
 from boot.check import check
 from boot.cli import main
+from boot.continuous import FlowSchedule
 from boot.demo import TEACHER_FOLDER
 from boot.distiller import Distiller
 from boot.errors import TeacherError
@@ -174,6 +176,19 @@ def test_a_teacher_beyond_the_range_of_images_is_warned_of_unless_the_run_clips(
     distiller.teacher.model.weights_changed()
     report = check(distiller, quick=True)
     assert ("signal_range" in codes(report.warnings)) == (not clip), report
+
+
+def test_a_run_that_clips_a_wide_teacher_or_unclips_another_is_judged_by_what_it_does():
+    wide = toy.GaussianMixture.random((1, 4, 4), components=2, std=0.9)
+    for declared_clip in (False, True):
+        teacher = wide.teacher(FlowSchedule(), "flow", clip_sample=declared_clip)
+        student = toy.small_network(teacher)
+        for clip in (False, True):
+            report = check(Distiller(teacher, student=student, clip_sample=clip), quick=True)
+            assert report.ok
+            found = codes(report.warnings)
+            assert ("signal_range" in found) == (not clip)
+            assert declared_clip or set(found) <= {"signal_range"}  # as declared it is a denoiser
 
 
 # ------------------------------------------------------------------- broken and ill-used teachers
