@@ -1,5 +1,6 @@
 """Presets: known names, overrides that win, and the same from Python and the command line."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from boot.errors import ConfigError
 from boot.presets import PRESETS, preset_config
 
 README = Path(__file__).resolve().parent.parent / "README.md"
+ABLATION = README.parent / "docs" / "ablation.md"
 
 
 def test_presets_are_valid_and_differ():
@@ -80,3 +82,17 @@ def test_the_readme_has_the_same_results():
     for name, preset in PRESETS.items():
         row = f"| `{name}` | {preset_config(name).max_train_steps:,} | {preset.result} |"
         assert row in README.read_text(), f"README.md must have the row {row}"
+
+
+@pytest.mark.skipif(not ABLATION.is_file(), reason="needs the source tree")
+def test_the_results_are_those_of_the_measurements():
+    text = ABLATION.read_text()
+    rows = text[text.index("| digits |") :].splitlines()
+    for name, preset in PRESETS.items():
+        measured = [row.split("|") for row in rows if f"`--preset {name}`" in row]
+        assert measured, f"docs/ablation.md must have a row of --preset {name}"
+        assert all(f"{preset_config(name).max_train_steps:,} steps" in row[2] for row in measured)
+        said = [float(number) for number in re.findall(r"\d\.\d\d", preset.result)]
+        # The Fréchet distance, recall and class accuracy of one teacher after the other.
+        found = [float(row[column]) for row in measured for column in (4, 5, 6)]
+        assert said == pytest.approx(found, abs=0.006), name
