@@ -1,12 +1,13 @@
 """Quality dials: what further network calls buy a student, and what they buy its teacher alone.
 
-    python benchmarks/dials.py [--teacher FOLDER] [--student FOLDER] [--reference NPZ] [--json FILE]
+    python benchmarks/dials.py [--teacher FOLDER] [--student FOLDER] [--reference NPZ] [--draws 4]
 
 Without a student one is trained first, with the default settings for --max-train-steps. Without a
 reference, images are compared with the teacher's own 50-step images of another seed; the packaged
 digits have a reference of real images. Paired error is against the teacher's 50-step DDIM from the
 same noise; where fresh noise is drawn there is no such pair. Calls count evaluations of a network
-for one image: a guided teacher step is two.
+for one image: a guided teacher step is two, and a Heun step twice that except for the last. Every
+figure is the mean over --draws of start noise.
 """
 
 from __future__ import annotations
@@ -14,8 +15,9 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Iterator
+from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -26,73 +28,113 @@ from boot.metrics import Statistics, measure, paired_rmse
 from boot.refine import teacher_steps
 
 TRUTH_STEPS = 50
-JUMPS = [(t, k) for t in (0.1, 0.2, 0.3, 0.5) for k in (1, 2, 4)]
+TIMES = (0.1, 0.2, 0.3, 0.5)  # where the teacher takes over
+# Sampler, steps. One step is the same for all three, and two of dpm are two of ddim.
+JUMPS = (("ddim", 1), ("ddim", 2), ("ddim", 4), ("heun", 2), ("heun", 4), ("dpm", 4), ("dpm", 8))
+RENOISINGS = (("ddim", 1), ("ddim", 4), ("dpm", 4))
 RESAMPLES = [(0.4, 1), (0.6, 1), (0.6, 2)]  # t, rounds
-TEACHER_STEPS = (1, 2, 4, 8)
+ALONE = (("ddim", 1), ("ddim", 2), ("ddim", 4), ("ddim", 8), ("heun", 4), ("dpm", 4), ("dpm", 8))
 CORRECTIONS = 4
+REFERENCE_SEED = 1000  # of noise, beyond those of the draws
+
+
+class Row(NamedTuple):
+    """A dial, the network calls an image, whether it keeps the noise, and its images."""
+
+    name: str
+    calls: int
+    paired: bool
+    images: Any
 
 
 class Bench:
     """A student, its teacher, and the noise and labels that every row starts from."""
 
-    def __init__(self, student: Student, teacher: Teacher, count: int, reference: Any) -> None:
+    def __init__(
+        self, student: Student, teacher: Teacher, count: int, reference: Any, draw: int
+    ) -> None:
         """Draw the noise, and make the 50-step images that rows are paired with."""
-        self.student, self.teacher = student, teacher
-        self.noise, self.labels = student.inputs(count, seed=1)
+        self.student, self.teacher, self.seed = student, teacher, 1 + draw
+        self.noise, self.labels = student.inputs(count, seed=self.seed)
         self.cost = 2 if student.info.guidance.active else 1
-        self.truth = self.by_teacher(TRUTH_STEPS, self.noise)
+        self.truth = self.by_teacher("ddim", TRUTH_STEPS, self.noise)
         if reference is None:
-            other, _ = student.inputs(count, seed=2)
-            reference = Statistics.from_images(self.by_teacher(TRUTH_STEPS, other), self.labels)
+            other, _ = student.inputs(count, seed=REFERENCE_SEED)
+            images = self.by_teacher("ddim", TRUTH_STEPS, other)
+            reference = Statistics.from_images(images, self.labels)
         self.reference = reference
 
-    def by_teacher(self, steps: int, noise: Any) -> Any:
-        """DDIM of the teacher, guided as it taught, from the student's start time."""
+    def by_teacher(self, sampler: str, steps: int, noise: Any) -> Any:
+        """Images of the teacher, guided as it taught, from the student's start time."""
         times = self.teacher.schedule.times(self.student.info.t_max, 0.0, steps)
+        scales = self.student.check_scales(None, len(noise))
+        start = self.teacher.schedule.start(noise, times[0])
         images = teacher_steps(
-            self.student, self.teacher, noise, self.labels, self._scales(), times, "ddim"
+            self.student, self.teacher, start, self.labels, scales, times, sampler
         )
         return np.clip(images, -1.0, 1.0)
 
-    def _scales(self) -> Any:
-        return self.student.check_scales(None, len(self.noise))
+    def calls(self, sampler: str, steps: int) -> int:
+        """Network calls of so many steps of the teacher."""
+        return self.cost * (2 * steps - 1 if sampler == "heun" else steps)
 
-    def rows(self) -> Iterator[tuple[str, int, bool, Any]]:
-        """Every dial: its name, calls an image, whether it keeps the noise, and its images."""
+    def rows(self) -> Iterator[Row]:
+        """Every dial, the student's one call first."""
         start = {"noise": self.noise, "class_labels": self.labels}
-        yield "student, one call", 1, True, self.student.sample(**start)
-        for fresh in (False, True):
-            for t, k in JUMPS:
+        yield Row("student, one call", 1, True, self.student.sample(**start))
+        for fresh, ways in ((False, JUMPS), (True, RENOISINGS)):
+            for t, (sampler, k) in product(TIMES, ways):
                 if t > self.student.info.t_max:
                     continue
                 images = self.student.refine(
-                    self.teacher, t=t, num_teacher_steps=k, fresh_noise=fresh, seed=3, **start
+                    self.teacher,
+                    t=t,
+                    num_teacher_steps=k,
+                    sampler=sampler,
+                    fresh_noise=fresh,
+                    seed=self.seed,
+                    **start,
                 )
-                name = "noise again to" if fresh else "jump to"
-                yield f"{name} t = {t}, {k} teacher steps", 1 + k * self.cost, not fresh, images
+                name = f"{'noise again' if fresh else 'jump'} to t = {t}, {k} {sampler} steps"
+                yield Row(name, 1 + self.calls(sampler, k), not fresh, images)
         for t, rounds in RESAMPLES:
             images = self.student.resample(
-                t=t, num_rounds=rounds, num_corrections=CORRECTIONS, seed=3, **start
+                t=t, num_rounds=rounds, num_corrections=CORRECTIONS, seed=self.seed, **start
             )
             calls = 1 + rounds * (CORRECTIONS + 1)
-            yield f"resample at t = {t}, {rounds} rounds", calls, False, images
-        for steps in TEACHER_STEPS:
-            images = self.by_teacher(steps, self.noise)
-            yield f"teacher alone, {steps} DDIM steps", steps * self.cost, True, images
+            yield Row(f"resample at t = {t}, {rounds} rounds", calls, False, images)
+        for sampler, k in ALONE:
+            images = self.by_teacher(sampler, k, self.noise)
+            yield Row(f"teacher alone, {k} {sampler} steps", self.calls(sampler, k), True, images)
 
-    def run(self) -> list[dict[str, Any]]:
-        """Measure every row, print it, and return all."""
-        print("| dial | calls | Fréchet | recall | paired error |\n|---|---|---|---|---|")
-        table = []
-        for name, calls, paired, images in self.rows():
-            found = measure(images, self.reference, self.labels)
-            error = paired_rmse(images, self.truth) if paired else None
-            row = {"dial": name, "calls": calls, "paired_rmse": error, **found}
-            text = "-" if error is None else f"{error:.4f}"
-            numbers = f"{found['frechet_distance']:.3f} | {found['recall']:.3f}"
-            print(f"| {name} | {calls} | {numbers} | {text} |", flush=True)
-            table.append(row)
-        return table
+    def measured(self) -> Iterator[dict[str, Any]]:
+        """Every dial with its figures."""
+        for row in self.rows():
+            found = measure(row.images, self.reference, self.labels)
+            error = paired_rmse(row.images, self.truth) if row.paired else None
+            yield {"dial": row.name, "calls": row.calls, "paired_rmse": error, **found}
+
+
+def mean_rows(draws: list[dict[str, Any]]) -> dict[str, Any]:
+    """The mean of one dial's figures over the draws."""
+    first = draws[0]
+    return {
+        key: float(np.mean([row[key] for row in draws])) if isinstance(value, float) else value
+        for key, value in first.items()
+    }
+
+
+def run(benches: list[Bench]) -> list[dict[str, Any]]:
+    """Measure every row in every draw, print the means, and return them."""
+    print("| dial | calls | Fréchet distance | recall | paired error |\n|---|---|---|---|---|")
+    table = []
+    for draws in zip(*(bench.measured() for bench in benches), strict=True):
+        row = mean_rows(list(draws))
+        error = "-" if row["paired_rmse"] is None else f"{row['paired_rmse']:.3f}"
+        numbers = f"{row['frechet_distance']:.3f} | {row['recall']:.3f}"
+        print(f"| {row['dial']} | {row['calls']} | {numbers} | {error} |", flush=True)
+        table.append(row)
+    return table
 
 
 def main() -> None:
@@ -103,6 +145,7 @@ def main() -> None:
     parser.add_argument("--reference", help="statistics or images of real data, .npz")
     parser.add_argument("--max-train-steps", type=int, default=1000, help="[1000]")
     parser.add_argument("--num-images", type=int, default=2000, help="[2000]")
+    parser.add_argument("--draws", type=int, default=1, help="of the start noise, averaged [1]")
     parser.add_argument("--json", help="write the rows to this file")
     options = parser.parse_args()
     teacher = Teacher.from_pretrained(options.teacher)
@@ -114,13 +157,9 @@ def main() -> None:
         student = Student.from_pretrained(options.student)
     digits = Path(options.teacher) == TEACHER_FOLDER
     reference = options.reference or (REFERENCE_FILE if digits else None)
-    bench = Bench(
-        student,
-        teacher,
-        options.num_images,
-        None if reference is None else load_reference(reference),
-    )
-    rows = bench.run()
+    statistics = None if reference is None else load_reference(reference)
+    count = options.num_images
+    rows = run([Bench(student, teacher, count, statistics, i) for i in range(options.draws)])
     if options.json:
         Path(options.json).write_text(json.dumps(rows, indent=1))
 
