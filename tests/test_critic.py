@@ -153,6 +153,20 @@ def test_a_roll_back_brings_the_critic_back(every, kept):
     assert_same(weights_of(run), good)
 
 
+def test_a_roll_back_to_a_checkpoint_brings_the_critics_count_back(tmp_path):
+    run = make(**ON, output_dir=str(tmp_path))
+    run.step()
+    run.step()
+    run.save_checkpoint()
+    good = weights_of(run)
+    run.step()
+    poison(run, on=True)
+    for _ in range(3):
+        run.step()
+    assert run.state.rollbacks == 1 and run.state.critic_updates == run.state.updates == 2
+    assert_same(weights_of(run), good)
+
+
 @pytest.mark.parametrize("schedule", CONTINUOUS, ids=lambda s: repr(s)[:16])
 def test_images_like_the_teachers_are_pulled_less_and_less_on_any_schedule(schedule):
     mixture = toy.GaussianMixture.random((1, 2, 2), components=2, std=0.2)

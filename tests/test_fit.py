@@ -10,6 +10,7 @@ import threading
 import numpy as np
 import pytest
 from models import assert_same, make, pin_like, poison, weights_of
+from processes import start_python
 
 from boot import _core
 from boot.callbacks import Callback
@@ -137,6 +138,41 @@ def test_sigterm_and_sigusr1_save_and_end_a_script_with_75(tmp_path, number):
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     distiller.fit()
     assert distiller.state.step == 6
+
+
+SLOW = """
+import time
+from models import make
+from boot.interrupts import InterruptGuard
+
+def slow():
+    print("in a step", flush=True)
+    while not InterruptGuard.active().interrupted:
+        time.sleep(0.01)
+    print("stopping", flush=True)
+    time.sleep(20)
+
+distiller = make()
+distiller._draw = slow
+distiller.fit(callbacks=[])
+"""
+
+
+@pytest.mark.parametrize("first", STOP_SIGNALS)
+@pytest.mark.parametrize("second", STOP_SIGNALS)
+def test_a_second_signal_ends_the_process_in_the_middle_of_a_step(first, second):
+    with start_python("-c", SLOW) as process:
+        try:
+            for number, line in ((first, "in a step"), (second, "stopping")):
+                assert process.stdout.readline().strip() == line
+                process.send_signal(number)
+            _, stderr = process.communicate(timeout=60)
+        finally:
+            process.kill()
+    if second == signal.SIGINT:
+        assert process.returncode == -signal.SIGINT and "KeyboardInterrupt" in stderr
+    else:
+        assert process.returncode == -second, stderr
 
 
 def test_a_signal_at_the_last_step_or_in_the_final_save_does_not_interrupt(tmp_path, monkeypatch):

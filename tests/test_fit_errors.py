@@ -188,7 +188,9 @@ class NotACallback:
 BAD_CALLS = [
     ({"max_train_steps": 0}, ValueError, "max_train_steps must be an integer >= 1"),
     ({"max_train_steps": 2**80}, ValueError, "max_train_steps must be .* <= 999999999999"),
-    ({"max_train_steps": 2.0}, TypeError, "max_train_steps must be an integer"),
+    ({"max_train_steps": -1}, ValueError, "max_train_steps must be an integer >= 1"),
+    ({"max_train_steps": 2.5}, TypeError, "max_train_steps must be an integer, got 2.5"),
+    ({"max_train_steps": True}, TypeError, "max_train_steps must be an integer, got True"),
     ({"callbacks": None}, TypeError, "callbacks must be a list of Callback objects, got None"),
     ({"callbacks": "abc"}, TypeError, "callbacks must be a list of Callback objects, got 'abc'"),
     ({"callbacks": Recorder()}, TypeError, "callbacks must be a list of Callback objects, got <"),

@@ -1,15 +1,18 @@
 """SIGINT, SIGTERM and SIGUSR1 at random instants of a run, loading and saving included.
 
-python tests/soak/signals.py [--signals 50] [--twice 10] [--seed 0]
+python tests/soak/signals.py [--signals 50] [--twice 18] [--seed 0]
 
 A run that gets one must save and exit with 75 (0 if it was done; killed if boot had not begun). One
-that gets two leaves at once. Either way, the resumed run must end as if unbroken.
+that gets two leaves at once; every pair of the three gets its turn. Either way, the resumed run
+must end as if unbroken.
 """
 
 from __future__ import annotations
 
+import itertools
 import signal
 import sys
+from collections.abc import Sequence
 
 from harness import Runs, at, prepared, verdict
 
@@ -18,7 +21,7 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 EARLY = 0.02  # seconds; the child may not have come to boot's own code by then
 
 
-def wrong_code(code: int, numbers: list[int], instant: float) -> bool:
+def wrong_code(code: int, numbers: Sequence[int], instant: float) -> bool:
     """Whether an exit code is not what is promised."""
     allowed = {75, 0}
     if len(numbers) > 1 or instant < EARLY:
@@ -26,7 +29,7 @@ def wrong_code(code: int, numbers: list[int], instant: float) -> bool:
     return code not in allowed
 
 
-def trial(runs: Runs, numbers: list[int], instant: float) -> str | None:
+def trial(runs: Runs, numbers: Sequence[int], instant: float) -> str | None:
     """Send the signals at an instant, resume, and say what is wrong; "" if the run had ended."""
     folder = runs.folder()
     code = runs.interrupt(folder, at(instant), *numbers)
@@ -42,11 +45,13 @@ def trial(runs: Runs, numbers: list[int], instant: float) -> str | None:
 def main() -> int:
     """Run all trials; print how many were resumable with the promised exit code."""
     results = []
-    with prepared(STEPS, signals=50, twice=10) as (runs, chance, arguments):
+    with prepared(STEPS, signals=50, twice=18) as (runs, chance, arguments):
         for count, total in ((1, arguments.signals), (2, arguments.twice)):
+            kinds = list(itertools.product(SIGNALS, repeat=count))
+            chance.shuffle(kinds)
             good = done = 0
             while done < total:
-                numbers = [chance.choice(SIGNALS) for _ in range(count)]
+                numbers = kinds[done % len(kinds)]
                 problem = trial(runs, numbers, chance.uniform(0, 0.95 * runs.seconds))
                 if problem == "":
                     continue
