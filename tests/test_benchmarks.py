@@ -7,7 +7,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+
+from boot import toy
+from boot.continuous import EDMSchedule
+from boot.distiller import Distiller
+from boot.metrics import Statistics
 
 BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
 
@@ -68,3 +74,37 @@ def test_the_committed_counts_are_complete(monkeypatch):
     assert set(kept["counts"]) == set(instructions.FUNCTIONS.values())
     assert all(count > 10**6 for count in kept["counts"].values())
     assert kept["compiler"] and kept["flags"]
+
+
+def test_the_dials_count_their_calls_and_start_the_teacher_where_it_starts(monkeypatch, capsys):
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    import dials
+
+    for name, few in {"TRUTH_STEPS": 4, "TIMES": (0.2,), "RESAMPLES": [(0.6, 2)]}.items():
+        monkeypatch.setattr(dials, name, few)
+    mixture = toy.GaussianMixture.random((1, 4, 4), classes=3)
+    teacher = mixture.teacher(EDMSchedule(), "epsilon")  # whose noise is far longer than 1
+    run = Distiller(teacher, student=toy.small_network(teacher), guidance_scale=2.0)
+    images = teacher.sample(40, seed=9, num_inference_steps=4)
+    reference = Statistics.from_images(images, run.student.inputs(40)[1])
+    benches = [dials.Bench(run.student, teacher, 8, reference, draw) for draw in (0, 1)]
+    bench = benches[0]
+    sampling = {"guidance_scale": 2.0, "t_start": run.student.info.t_max}
+    expected = teacher.sample(
+        noise=bench.noise, class_labels=bench.labels, num_inference_steps=4, **sampling
+    )
+    np.testing.assert_array_equal(bench.truth, expected)
+    calls = {row["dial"]: row["calls"] for row in dials.run(benches)}
+    assert calls["student, one call"] == 1
+    assert calls["jump to t = 0.2, 4 dpm steps"] == 1 + 2 * 4
+    assert calls["jump to t = 0.2, 4 heun steps"] == 1 + 2 * 7
+    assert calls["resample at t = 0.6, 2 rounds"] == 1 + 2 * 5
+    assert "| student, one call | 1 | " in capsys.readouterr().out
+
+
+def test_the_figures_of_a_dial_are_means_over_the_draws(monkeypatch):
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    import dials
+
+    draws = [{"dial": "a", "calls": 3, "paired_rmse": None, "recall": r} for r in (0.5, 0.7)]
+    assert dials.mean_rows(draws) == {**draws[0], "recall": pytest.approx(0.6)}
