@@ -262,7 +262,8 @@ def _load(folder: str) -> Any:
 
 def _output_file(flag: str, text: str, ending: str) -> Path:
     """Check a file that is written at the end before the work that fills it begins."""
-    from boot.errors import check_folder, check_output_folder, check_path
+    from boot.errors import check_folder, check_path
+    from boot.files import check_output_folder
 
     path = check_path(flag, text)
     if path.suffix != ending:

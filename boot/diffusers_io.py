@@ -26,12 +26,17 @@ from boot.errors import (
     check_array,
     check_choice,
     check_folder,
-    check_output_folder,
     check_path,
     listed,
     shown,
 )
-from boot.files import folder_atomically, read_json_object, to_json, write_atomically
+from boot.files import (
+    check_output_folder,
+    folder_atomically,
+    read_json_object,
+    to_json,
+    write_atomically,
+)
 from boot.safetensors_io import TensorInfo, read_header, read_index, read_tensors, save_tensors
 from boot.schedule import Schedule
 from boot.scheduler_config import SchedulerConfig

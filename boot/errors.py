@@ -11,7 +11,6 @@ import math
 import numbers
 import operator
 import os
-import tempfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -327,25 +326,4 @@ def check_folder(name: str, value: object) -> Path:
         raise FileNotFoundError(f"{name}: there is no folder {str(path)!r}")
     if not path.is_dir():
         raise NotADirectoryError(f"{name} must be a folder, but {str(path)!r} is a file")
-    return path
-
-
-def check_output_folder(name: str, value: object, *, must_be_empty: bool = True) -> Path:
-    """Return a folder that can be written into, making it (and its parents) if it is missing.
-
-    Raises NotADirectoryError, FileExistsError (non-empty and `must_be_empty`), or PermissionError
-    and other OSErrors found by writing a probe file (root ignores mode bits, so only trying tells).
-    """
-    path = check_path(name, value)
-    if path.exists() and not path.is_dir():
-        raise NotADirectoryError(f"{name} must be a folder, but {str(path)!r} is a file")
-    if must_be_empty and path.is_dir() and any(path.iterdir()):
-        raise FileExistsError(f"{name} must be a new or empty folder, but {str(path)!r} has files")
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=path):
-            pass
-    except OSError as problem:
-        reason = problem.strerror or str(problem)
-        raise type(problem)(problem.errno, f"{name} is not writable: {reason}", str(path)) from None
     return path

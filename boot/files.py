@@ -20,11 +20,12 @@ import re
 import secrets
 import shutil
 import stat
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, NoReturn
 
-from boot.errors import FormatError, shown
+from boot.errors import FormatError, check_path, shown
 
 JSON_MAX_BYTES = 16 * 2**20
 JSON_MAX_DEPTH = 64
@@ -213,6 +214,42 @@ def sync_folder(path: Path) -> None:
         os.close(handle)
 
 
+def make_folder(path: Path) -> None:
+    """Make a folder, and its parents, where they are missing; their names are durable too.
+
+    What is synced inside a folder is lost all the same if the folder's own name is.
+    """
+    if path.is_dir():
+        return
+    try:
+        path.mkdir(exist_ok=True)
+    except FileNotFoundError:
+        make_folder(path.parent)
+        path.mkdir(exist_ok=True)
+    sync_folder(path.parent)
+
+
+def check_output_folder(name: str, value: object, *, must_be_empty: bool = True) -> Path:
+    """Return a folder that can be written into, making it (and its parents) if it is missing.
+
+    Raises NotADirectoryError, FileExistsError (non-empty and `must_be_empty`), or PermissionError
+    and other OSErrors found by writing a probe file (root ignores mode bits, so only trying tells).
+    """
+    path = check_path(name, value)
+    if path.exists() and not path.is_dir():
+        raise NotADirectoryError(f"{name} must be a folder, but {str(path)!r} is a file")
+    if must_be_empty and path.is_dir() and any(path.iterdir()):
+        raise FileExistsError(f"{name} must be a new or empty folder, but {str(path)!r} has files")
+    try:
+        make_folder(path)
+        with tempfile.TemporaryFile(dir=path):
+            pass
+    except OSError as problem:
+        reason = problem.strerror or str(problem)
+        raise type(problem)(problem.errno, f"{name} is not writable: {reason}", str(path)) from None
+    return path
+
+
 def sync_file(path: Path) -> None:
     """Make the content of a file durable."""
     handle = os.open(path, os.O_RDONLY)
@@ -290,8 +327,9 @@ def folder_atomically(path: Path, *, last: str = "") -> Iterator[Path]:
     exists = path.is_dir() and bool(last)
     # Inside an existing folder, not beside it: it may be a mount point in a read-only parent.
     temporary = temporary_beside(path / "new" if exists else path)
-    temporary.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(temporary.parent)
     temporary.mkdir()
+    aside = None
     try:
         yield temporary
         for folder, _, _ in os.walk(temporary):
@@ -299,11 +337,14 @@ def folder_atomically(path: Path, *, last: str = "") -> Iterator[Path]:
         if exists:
             _move_files(temporary, path, last)
         else:
-            _move_folder(temporary, path)
+            aside = _move_folder(temporary, path)
+            sync_folder(path)
+            sync_folder(path.parent)
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-    sync_folder(path)
-    sync_folder(path.parent)
+        # Only now: what was replaced must not go before its successor is there for good.
+        for old in (temporary, aside):
+            if old is not None:
+                remove(old)
 
 
 def _exchange(one: Path, other: Path) -> None:
@@ -317,14 +358,17 @@ def _exchange(one: Path, other: Path) -> None:
         raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()), str(one))
 
 
-def _move_folder(source: Path, target: Path) -> None:
-    """Rename a folder, or exchange it with the one that has the name already."""
+def _move_folder(source: Path, target: Path) -> Path | None:
+    """Rename a folder, or exchange it with the one that has the name already.
+
+    Returns where that one is now, unless it has the name of the source.
+    """
     if not target.is_dir():
         os.rename(source, target)
-        return
+        return None
     with contextlib.suppress(OSError):
         _exchange(source, target)
-        return
+        return None
     aside = temporary_beside(target)
     os.rename(target, aside)
     try:
@@ -332,7 +376,7 @@ def _move_folder(source: Path, target: Path) -> None:
     except BaseException:
         os.rename(aside, target)
         raise
-    remove(aside)
+    return aside
 
 
 def _move_files(source: Path, target: Path, last: str) -> None:
@@ -342,6 +386,6 @@ def _move_files(source: Path, target: Path, last: str) -> None:
         for name in files
     ]
     for name in sorted(names, key=lambda name: (name == last, name)):
-        (target / name).parent.mkdir(parents=True, exist_ok=True)
+        make_folder((target / name).parent)
         os.replace(source / name, target / name)
         sync_folder((target / name).parent)

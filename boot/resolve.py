@@ -9,7 +9,8 @@ from typing import Any
 
 from boot.choices import AUTO_GUIDANCE_SCALE
 from boot.config import DistillConfig
-from boot.errors import ConfigError, UnsupportedModel, check_output_folder
+from boot.errors import ConfigError, UnsupportedModel
+from boot.files import check_output_folder
 from boot.guidance import Clip, Guidance, critic_scale, warn_of_idle
 from boot.inputs import drawn_labels
 from boot.learning_rate import auto_learning_rate

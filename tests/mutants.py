@@ -27,6 +27,7 @@ T_ADAMW, T_SIGNAL = "tests/test_adamw.py", "tests/test_diffusion.py"
 T_SCHEDULE, T_FILES = "tests/test_schedule.py tests/test_samplers.py", "tests/test_files.py"
 T_DISTILLER, T_STUDENT = "tests/test_distiller.py", "tests/test_student.py"
 T_CHECKPOINT = "tests/test_checkpoint.py tests/test_fit.py"
+T_SYNCS, T_SECOND = "tests/test_sync_order.py", "tests/test_fit.py -k second_signal"
 
 OPERATIONS = [
     _op("linear", "if (db) sum_rows(M, O, dy->data, dy->ld, db);", "(void)db;", "linear"),
@@ -136,6 +137,18 @@ FILES = [
         "    file.fileno()",
         f"{T_FILES} {T_CHECKPOINT}",
     ),
+    Mutant(
+        "boot/files.py", "            sync_folder(Path(folder))\n", "            pass\n", T_SYNCS
+    ),
+    Mutant("boot/files.py", "            sync_folder(path.parent)\n", "", T_SYNCS),
+    Mutant(
+        "boot/files.py",
+        "        path.mkdir(exist_ok=True)\n    sync_folder(path.parent)\n",
+        "        path.mkdir(exist_ok=True)\n",
+        T_SYNCS,
+    ),
+    Mutant("boot/fit.py", "sync_file(folder / LOG_FILE)", "pass", T_SYNCS),
+    Mutant("boot/interrupts.py", "signal.raise_signal(number)", "pass", T_SECOND),
     Mutant(
         "boot/safetensors_io.py",
         "if position != size:",

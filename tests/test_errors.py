@@ -16,12 +16,12 @@ from boot.errors import (
     check_folder,
     check_int,
     check_labels,
-    check_output_folder,
     check_path,
     check_seed,
     check_supported,
     check_timesteps,
 )
+from boot.files import check_output_folder
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ A disk may keep any write that was not synced, in any order. So the order of the
 
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from boot.files import folder_atomically, write_synced
 
 @pytest.fixture
 def calls(monkeypatch, tmp_path):
-    """The syncs and renames so far, with paths relative to tmp_path; temporary names as TEMP."""
+    """The calls so far, with paths relative to tmp_path and temporary names as TEMP."""
     made: list[tuple[str, ...]] = []
 
     def short(path):
@@ -27,12 +28,12 @@ def calls(monkeypatch, tmp_path):
     def spy(owner, name, what):
         real = getattr(owner, name)
 
-        def call(*paths):
+        def call(*paths, **options):
             if name == "fsync":
                 made.append((what, short(os.readlink(f"/proc/self/fd/{paths[0]}"))))
             else:
                 made.append((what, *map(short, paths)))
-            return real(*paths)
+            return real(*paths, **options)
 
         monkeypatch.setattr(owner, name, call)
 
@@ -40,10 +41,13 @@ def calls(monkeypatch, tmp_path):
     spy(os, "rename", "rename")
     spy(os, "replace", "rename")
     spy(files, "_exchange", "exchange")
+    spy(files, "remove", "remove")
+    spy(Path, "mkdir", "make")
     return made
 
 
 SAVE = [  # what every checkpoint does in its temporary folder, the manifest last
+    ("make", "out/TEMP"),
     ("sync", "out/TEMP/TEMP"),
     ("rename", "out/TEMP/TEMP", "out/TEMP/state.safetensors"),
     ("sync", "out/TEMP"),
@@ -59,19 +63,31 @@ def test_a_checkpoint_syncs_files_folder_rename_and_parent_in_this_order(tmp_pat
     calls.clear()
     distiller.save_checkpoint()
     place = "out/checkpoint-1"
-    assert calls == [
-        *SAVE,
-        ("rename", "out/TEMP", place),
-        ("sync", place),
-        ("sync", "out"),
-    ]
+    safe = [("sync", place), ("sync", "out"), ("remove", "out/TEMP")]
+    assert calls == [*SAVE, ("rename", "out/TEMP", place), *safe]
     calls.clear()
-    distiller.save_checkpoint()  # over the one that is there: deleted after its successor is safe
-    assert calls[: len(SAVE) + 3] == [
-        *SAVE,
-        ("exchange", "out/TEMP", place),
-        ("sync", place),
-        ("sync", "out"),
+    distiller.save_checkpoint()  # over the one that is there, which goes when this one is safe
+    assert calls == [*SAVE, ("exchange", "out/TEMP", place), *safe]
+
+
+def test_a_replaced_folder_goes_last_also_where_names_cannot_be_exchanged(
+    tmp_path, calls, monkeypatch
+):
+    def refuse(one, other):
+        raise OSError(errno.EINVAL, "Invalid argument")
+
+    monkeypatch.setattr(files, "_exchange", refuse)
+    (tmp_path / "a").mkdir()
+    with folder_atomically(tmp_path / "a"):
+        calls.clear()
+    assert calls == [
+        ("sync", "TEMP"),
+        ("rename", "a", "TEMP"),
+        ("rename", "TEMP", "a"),
+        ("sync", "a"),
+        ("sync", "."),
+        ("remove", "TEMP"),
+        ("remove", "TEMP"),
     ]
 
 
@@ -80,12 +96,40 @@ def test_every_folder_of_a_tree_is_synced_before_it_gets_its_name(tmp_path, call
         (folder / "unet").mkdir()
         write_synced(folder / "unet/weights", lambda file: file.write(b"1"))
     assert calls == [
+        ("make", "TEMP"),
+        ("make", "TEMP/unet"),
         ("sync", "TEMP/unet/weights"),
         ("sync", "TEMP"),
         ("sync", "TEMP/unet"),
         ("rename", "TEMP", "a"),
         ("sync", "a"),
         ("sync", "."),
+        ("remove", "TEMP"),
+    ]
+
+
+def test_the_name_of_a_new_output_folder_is_durable_before_anything_is_in_it(tmp_path, calls):
+    make(output_dir=str(tmp_path / "a/b"))
+    assert calls[-4:] == [("make", "a"), ("sync", "."), ("make", "a/b"), ("sync", "a")]
+
+
+def test_what_vouches_for_a_folder_of_files_comes_after_the_names_of_its_folders(tmp_path, calls):
+    (tmp_path / "a").mkdir()
+    with folder_atomically(tmp_path / "a", last="index") as folder:
+        (folder / "unet").mkdir()
+        for name in ("unet/weights", "index"):
+            write_synced(folder / name, lambda file: file.write(b"1"))
+        calls.clear()
+    assert calls == [
+        ("sync", "a/TEMP"),
+        ("sync", "a/TEMP/unet"),
+        ("make", "a/unet"),
+        ("sync", "a"),
+        ("rename", "a/TEMP/unet/weights", "a/unet/weights"),
+        ("sync", "a/unet"),
+        ("rename", "a/TEMP/index", "a/index"),
+        ("sync", "a"),  # and not what is above it, which may be closed to us
+        ("remove", "a/TEMP"),
     ]
 
 
