@@ -85,6 +85,11 @@ def versions() -> dict[str, str]:
     return {"boot_version": __version__, "numpy_version": np.__version__}
 
 
+def path_of(output_dir: Path, step: int) -> Path:
+    """Return where the checkpoint of a step is, or would be."""
+    return output_dir / f"checkpoint-{step}"
+
+
 # -------------------------------------------------------------------------------------- writing
 
 
@@ -97,7 +102,7 @@ def save_checkpoint(
     any instant leaves no folder of that name or a complete one. Raises CheckpointError with the
     reason; whatever checkpoints there were are as they were.
     """
-    path = output_dir / f"checkpoint-{step}"
+    path = path_of(output_dir, step)
     try:
         with folder_atomically(path) as temporary:
             save_tensors(temporary / STATE_FILE, buffers)

@@ -23,7 +23,7 @@ from boot.callbacks import (
     TensorBoardLog,
 )
 from boot.check import check_before_training
-from boot.checkpoint import find_latest
+from boot.checkpoint import find_latest, path_of
 from boot.config import MOST_STEPS, RUN_CONFIG_FILE
 from boot.errors import BootWarning, CheckpointError, check_int, shown
 from boot.files import locked_folder, remove_leftovers, sync_file
@@ -116,13 +116,26 @@ def _loop(
 ) -> CheckpointError | None:
     """Take steps; return why the last checkpoint could not be written, None if it was."""
     config, start = distiller.config, time.monotonic()
-    first = saved = distiller.state.step
+    first, folder = distiller.state.step, distiller.output_dir
+    # Steps may have been taken outside `fit`, or the run comes from another folder.
+    saved = first if first == 0 or folder is None or path_of(folder, first).is_dir() else -1
     failed = None
 
     def is_due(every: int) -> bool:
         return every > 0 and distiller.state.step % every == 0
 
+    def save() -> None:
+        nonlocal saved, failed
+        if folder is not None and distiller.state.step > saved:
+            control.should_save = False
+            path, failed = _save(distiller, folder)
+            if path is not None:
+                saved = distiller.state.step
+                emit("on_save", path=path)
+
     stopping = guard.interrupted
+    if stopping and first > 0:
+        save()
     while distiller.state.step < config.max_train_steps and not stopping:
         emit("on_step_begin")
         logs = distiller.step()
@@ -133,13 +146,8 @@ def _loop(
             control.should_log = False
             emit("on_log", logs={**logs, "seconds": round(time.monotonic() - start, 3)})
         stopping = guard.interrupted or control.should_training_stop
-        wanted = is_due(config.checkpointing_steps) or control.should_save or stopping
-        if wanted and distiller.output_dir is not None and distiller.state.step > saved:
-            control.should_save = False
-            path, failed = _save(distiller, distiller.output_dir)
-            if path is not None:
-                saved = distiller.state.step
-                emit("on_save", path=path)
+        if is_due(config.checkpointing_steps) or control.should_save or stopping:
+            save()
     return failed
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import threading
+from collections.abc import Iterator
 from types import FrameType, TracebackType
 from typing import Any
 
@@ -17,9 +19,10 @@ EXIT_STOPPED = 75  # EX_TEMPFAIL of sysexits.h, "try again later": saved, and ma
 class InterruptGuard:
     """While entered, a signal sets `received` instead of ending the program.
 
-    A second one, of whatever kind, acts at once: SIGINT raises KeyboardInterrupt, others end the
-    process as if there were no guard. Does nothing outside the main thread, where Python delivers
-    no signals, and nothing about signals for which the application has its own handler.
+    A second one, of whatever kind, acts at once: SIGINT raises KeyboardInterrupt (in a `hold`, at
+    its end), others end the process as if there were no guard. Does nothing outside the main
+    thread, where Python delivers no signals, and nothing about signals for which the application
+    has its own handler.
     """
 
     def __init__(self, *signals: int) -> None:
@@ -27,6 +30,7 @@ class InterruptGuard:
         self.received: int | None = None
         self._signals = signals or (signal.SIGINT,)
         self._previous: dict[int, Any] = {}
+        self._held = self._late = False
 
     @property
     def interrupted(self) -> bool:
@@ -58,11 +62,25 @@ class InterruptGuard:
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if self.received is None:
             self.received = number
+        elif number == signal.SIGINT and self._held:
+            self._late = True
         elif number == signal.SIGINT:
             signal.default_int_handler(number, frame)
         else:
             signal.signal(number, signal.SIG_DFL)
             signal.raise_signal(number)
+
+    @contextlib.contextmanager
+    def hold(self) -> Iterator[None]:
+        """Let a second Ctrl-C, too, wait for the end of this: what is half done would stay so."""
+        self._held = True
+        try:
+            yield
+        finally:
+            self._held = False
+            if self._late:
+                self._late = False
+                raise KeyboardInterrupt
 
     def __exit__(
         self,

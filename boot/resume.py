@@ -27,7 +27,7 @@ from boot.checkpoint import (
     save_checkpoint,
     versions,
 )
-from boot.errors import CheckpointError, FormatError, shown
+from boot.errors import CheckpointError, FormatError, ResumeMismatch, shown
 from boot.files import read_json_object, to_json, write_atomically
 from boot.manifest import check_kernels
 from boot.student import Student
@@ -185,8 +185,8 @@ def roll_back(distiller: Distiller) -> str:
         for path in sorted(_checkpoints_before(distiller), key=_is_bad):
             try:
                 manifest = load_checkpoint(path, buffers, _identity(distiller))
-            except CheckpointError as problem:
-                _log.warning("ignoring a damaged checkpoint: %s", problem)
+            except (CheckpointError, ResumeMismatch) as problem:
+                _log.warning("ignoring a damaged or foreign checkpoint: %s", problem)
                 continue
             counters = TrainState(**manifest["state"]["counters"])
             state.updates, state.critic_updates = counters.updates, counters.critic_updates

@@ -18,7 +18,7 @@ from boot.interrupts import InterruptGuard
 from boot.network import worst_gradient
 
 if TYPE_CHECKING:
-    from boot.distiller import Distiller
+    from boot.distiller import Distiller, Losses
 
 MAX_BAD_IN_A_ROW = 3
 WINDOW, MAX_BAD_IN_WINDOW = 1000, 10  # one percent
@@ -62,20 +62,10 @@ def _step(distiller: Distiller) -> dict[str, float]:
     try:
         losses = distiller._loss_and_gradient(distiller._draw())
         bootstrap, boundary, critic = losses.bootstrap, losses.boundary, losses.critic
-        try:
-            norm = distiller._update(losses, rate)
-        except FloatingPointError as problem:
-            culprit = worst_gradient(distiller._training.model)
-            raise FloatingPointError(f"{problem}: {culprit}") from problem
+        norm = _updated(distiller, losses, rate)
     except FloatingPointError as problem:
         state.step += 1
         _skipped(distiller, problem)
-    else:
-        state.step += 1
-        state.updates += 1
-        state.critic_updates += losses.critic is not None
-        state.bad_in_a_row = 0
-        resume.remember(distiller)
     logs = {
         "step": state.step,
         "loss": bootstrap + boundary,
@@ -87,6 +77,23 @@ def _step(distiller: Distiller) -> dict[str, float]:
         "rollbacks": state.rollbacks,
     }
     return logs if critic is None else {**logs, "loss_critic": critic}
+
+
+def _updated(distiller: Distiller, losses: Losses, rate: float) -> float:
+    """Update the weights and count it, both or neither; return the gradient's norm."""
+    state, guard = distiller.state, InterruptGuard.active()
+    with guard.hold() if guard else contextlib.nullcontext():
+        try:
+            norm = distiller._update(losses, rate)
+        except FloatingPointError as problem:
+            culprit = worst_gradient(distiller._training.model)
+            raise FloatingPointError(f"{problem}: {culprit}") from problem
+        state.step += 1
+        state.updates += 1
+        state.critic_updates += losses.critic is not None
+        state.bad_in_a_row = 0
+        resume.remember(distiller)
+    return norm
 
 
 def _skipped(distiller: Distiller, problem: FloatingPointError) -> None:

@@ -235,3 +235,17 @@ def test_roll_backs_are_in_the_log(tmp_path):
     lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     assert [line["rollbacks"] for line in lines] == [0, 0, 1, 1, 1, 2, 2, 2]
     assert {line["loss"] for line in lines} == {None}
+
+
+def test_a_roll_back_passes_over_the_checkpoint_of_another_run(tmp_path):
+    other = make(output_dir=str(tmp_path / "b"), seed=7)
+    for _ in range(3):
+        other.step()
+    other.save_checkpoint()
+    first = make(output_dir=str(tmp_path / "a"))
+    first.step()
+    path = first.save_checkpoint()
+    run = make(output_dir=str(tmp_path / "b"), resume_from_checkpoint=str(path))
+    train(run, bad={3, 4, 5}, until=5)
+    assert run.state.rollbacks == 1
+    assert_same(weights_of(run), weights_of(first))

@@ -199,6 +199,43 @@ def test_a_signal_before_the_first_step_is_not_lost():
     assert distiller.state.step == 0
 
 
+@pytest.mark.parametrize("elsewhere", [False, True])
+def test_a_signal_before_the_first_step_of_fit_saves_the_steps_taken_before(tmp_path, elsewhere):
+    options = {"output_dir": str(tmp_path / "a"), "max_train_steps": 4}
+    distiller = make(**options)
+    distiller.step()
+    distiller.step()
+    if elsewhere:  # "latest" of the new folder must not mean a run from the start
+        options["output_dir"] = str(tmp_path / "b")
+        distiller = make(**options, resume_from_checkpoint=str(distiller.save_checkpoint()))
+    with InterruptGuard(*STOP_SIGNALS):
+        signal.raise_signal(signal.SIGTERM)
+        assert distiller.fit().interrupted
+    again = make(**options, resume_from_checkpoint="latest")
+    assert again.state.step == distiller.state.step == 2
+    assert_same(weights_of(again), weights_of(distiller))
+
+
+def test_two_ctrl_c_in_an_update_leave_weights_and_counters_that_agree(monkeypatch):
+    distiller, unbroken = make(max_train_steps=4), make(max_train_steps=4)
+    pin_like(distiller, unbroken)
+    real = distiller._training.model.weights_changed
+
+    def twice():
+        interrupt(None)
+        interrupt(None)
+        real()
+
+    with monkeypatch.context() as patch:
+        patch.setattr(distiller._training.model, "weights_changed", twice)
+        with pytest.raises(KeyboardInterrupt):
+            distiller.fit()
+    assert (distiller.state.step, distiller.state.updates) == (1, 1)
+    distiller.fit()
+    unbroken.fit()
+    assert_same(weights_of(distiller), weights_of(unbroken))
+
+
 def test_an_applications_own_handlers_stay_in_charge():
     calls = []
     before = signal.signal(signal.SIGTERM, lambda number, frame: calls.append(number))
