@@ -66,8 +66,8 @@ OPERATIONS = [
         "attention",
     ),
     _op("attention", "dk->ld, i > 0 || call->accumulate[K]);", "dk->ld, false);", "attention"),
-    _op("group_norm", "weight * (1.0f + ss[c]) : weight", "weight * ss[c] : weight", "group_norm"),
-    _op("group_norm", "t.offset[c] = -mean * rstd;", "t.offset[c] = mean * rstd;", "group_norm"),
+    _op("group_norm", "weight[c] * (1.0f + ss[c])", "weight[c] * ss[c]", "group_norm"),
+    _op("group_norm", "= -stats[2 * g]", "= stats[2 * g]", "group_norm"),
     _op("conv2d_plain", "i * c->stride + a", "i + a", "conv2d"),
     _op(
         "conv2d_plain",

@@ -19,11 +19,20 @@ typedef enum {
 } boot_act;
 
 /* e^x to 2 ulp: x = n ln 2 + r, |r| <= ln 2 / 2, degree-6 polynomial for e^r, exponent added as
-   bits. NaN stays NaN; results below 2^-126 become 0, above 2^127 are clamped to e^88. */
-BOOT_INLINE float boot_exp(float x) {
+   bits. x is kept within -87.3 ... 88, so that no result is zero or infinite; a NaN is not kept. */
+BOOT_INLINE float boot_exp_number(float x) {
     const float magic = 12582912.0f; /* 1.5 * 2^23: adding it rounds to a whole number */
-    float c = x < -87.3f ? -87.3f : x;
-    c = c > 88.0f ? 88.0f : c;
+    /* Compared as bits, for which there are vector instructions: a float minimum would have to mind
+       NaN. As signed numbers all negative floats lie below 88, as unsigned ones all positive floats
+       below -87.3. */
+    const int32_t most = 0x42b00000;
+    const uint32_t least = 0xc2ae999au;
+    int32_t top;
+    memcpy(&top, &x, 4);
+    top = top < most ? top : most;
+    const uint32_t kept = (uint32_t)top < least ? (uint32_t)top : least;
+    float c;
+    memcpy(&c, &kept, 4);
     const float shifted = c * 1.44269504089f + magic;
     const float n = shifted - magic;
     const float r = (c - n * 0.693359375f) + n * 2.12194440e-4f;
@@ -34,15 +43,19 @@ BOOT_INLINE float boot_exp(float x) {
     p = p * r + 0.5f;
     p = p * r + 1.0f;
     p = p * r + 1.0f;
-    const int32_t bits = (int32_t)(n) * (1 << 23);
-    int32_t q;
+    uint32_t q, bits;
+    memcpy(&bits, &shifted, 4);
     memcpy(&q, &p, 4);
-    q += bits;
+    q += bits << 23; /* the low bits of `shifted` are n */
     memcpy(&p, &q, 4);
-    return x != x ? x : p;
+    return p;
 }
 
-BOOT_INLINE float boot_sigmoid(float x) { return 1.0f / (1.0f + boot_exp(-x)); }
+/* The same; NaN stays NaN. */
+BOOT_INLINE float boot_exp(float x) { return x != x ? x : boot_exp_number(x); }
+
+/* 1 / (1 + e^-x); of a NaN, some number: multiply by x where it matters. */
+BOOT_INLINE float boot_sigmoid(float x) { return 1.0f / (1.0f + boot_exp_number(-x)); }
 
 /* Value of an activation; `act` is a constant at every inlined use. */
 BOOT_INLINE float boot_act_value(const boot_act act, float x) {
@@ -82,5 +95,21 @@ BOOT_INLINE float boot_act_slope(const boot_act act, float x) {
         return 1.0f;
     }
 }
+
+/* LOOP(A) with the constant A for `act`: a switch outside the loops keeps each of them
+   branch-free. */
+#define BOOT_FOR_ACT(LOOP)                                                                         \
+    switch (act) {                                                                                 \
+    case BOOT_ACT_SILU:                                                                            \
+        LOOP(BOOT_ACT_SILU) break;                                                                 \
+    case BOOT_ACT_GELU:                                                                            \
+        LOOP(BOOT_ACT_GELU) break;                                                                 \
+    case BOOT_ACT_MISH:                                                                            \
+        LOOP(BOOT_ACT_MISH) break;                                                                 \
+    case BOOT_ACT_RELU:                                                                            \
+        LOOP(BOOT_ACT_RELU) break;                                                                 \
+    default:                                                                                       \
+        LOOP(BOOT_ACT_NONE) break;                                                                 \
+    }
 
 #endif

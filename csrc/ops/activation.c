@@ -15,25 +15,11 @@ static boot_status activation_infer(boot_node *node) {
     return boot_expect_size(node, &node->out);
 }
 
-/* One row of `count` contiguous floats. A switch outside the loops keeps each loop branch-free. */
-#define FOR_EACH_ACT(LOOP)                                                                         \
-    switch (act) {                                                                                 \
-    case BOOT_ACT_SILU:                                                                            \
-        LOOP(BOOT_ACT_SILU) break;                                                                 \
-    case BOOT_ACT_GELU:                                                                            \
-        LOOP(BOOT_ACT_GELU) break;                                                                 \
-    case BOOT_ACT_MISH:                                                                            \
-        LOOP(BOOT_ACT_MISH) break;                                                                 \
-    case BOOT_ACT_RELU:                                                                            \
-        LOOP(BOOT_ACT_RELU) break;                                                                 \
-    default:                                                                                       \
-        LOOP(BOOT_ACT_NONE) break;                                                                 \
-    }
-
+/* One row of `count` contiguous floats. */
 BOOT_INLINE void act_row_body(boot_act act, int64_t count, const float *x, float *y) {
 #define VALUE(A)                                                                                   \
     for (int64_t i = 0; i < count; i++) y[i] = boot_act_value(A, x[i]);
-    FOR_EACH_ACT(VALUE)
+    BOOT_FOR_ACT(VALUE)
 #undef VALUE
 }
 BOOT_MULTI_ISA(act_row, (boot_act act, int64_t count, const float *x, float *y), (act, count, x, y))
@@ -45,7 +31,7 @@ BOOT_INLINE void act_grad_row_body(boot_act act, int64_t count, const float *x, 
         for (int64_t i = 0; i < count; i++) dx[i] += dy[i] * boot_act_slope(A, x[i]);              \
     else                                                                                           \
         for (int64_t i = 0; i < count; i++) dx[i] = dy[i] * boot_act_slope(A, x[i]);
-    FOR_EACH_ACT(SLOPE)
+    BOOT_FOR_ACT(SLOPE)
 #undef SLOPE
 }
 BOOT_MULTI_ISA(act_grad_row,

@@ -10,16 +10,24 @@
  * any number of threads. Sums are taken about the first pixel's value, so a large mean costs no
  * precision. */
 #include <math.h>
+#include <omp.h>
 #include <string.h>
 
+#include "base/lanes.h"
 #include "base/vmath.h"
 #include "ops/op.h"
 
 enum { X, WEIGHT, BIAS, SCALE_SHIFT };
 enum { GROUPS, EPS, ACT };
-enum { CHUNK = 128 }; /* pixels */
+enum { CHUNK = 128, STRIP = 16 }; /* pixels */
+enum { KEEP = 32768 };            /* floats of dz that the second-level cache has room for */
 
 static int64_t num_chunks(const boot_tensor *x) { return (x->h * x->w + CHUNK - 1) / CHUNK; }
+
+/* Pixels whose dz a thread keeps: those of an image, or a strip of a large one. */
+static int64_t dz_pixels(const boot_tensor *x) {
+    return x->h * x->w * x->c <= KEEP ? x->h * x->w : STRIP;
+}
 
 static boot_status group_norm_infer(boot_node *node) {
     const boot_tensor *x = &node->in[X];
@@ -39,21 +47,26 @@ static boot_status group_norm_infer(boot_node *node) {
         BOOT_TRY(boot_expect_count(node, SCALE_SHIFT, "scale_shift", x->n * 2 * x->c));
     node->out = boot_shape(x->n, x->h, x->w, x->c);
     node->saved_floats = 2 * x->n * G;
-    node->scratch_floats = x->n * num_chunks(x) * 2 * x->c + x->n * 7 * x->c;
+    node->scratch_floats = x->n * num_chunks(x) * 2 * x->c + x->n * 7 * x->c +
+                           omp_get_max_threads() * dz_pixels(x) * x->c;
     return boot_expect_size(node, &node->out);
 }
 
 /* Sums of x - origin and its square over `pixels` pixels; x: (pixels, C), sums: (2, C). */
 BOOT_INLINE void moments_body(int64_t pixels, int64_t C, const float *restrict x, int64_t ld,
                               const float *restrict origin, float *restrict sums) {
-    float *restrict s1 = sums, *restrict s2 = sums + C;
-    memset(sums, 0, 2 * C * sizeof(float));
-    for (int64_t p = 0; p < pixels; p++)
-        for (int64_t c = 0; c < C; c++) {
-            const float d = x[p * ld + c] - origin[c];
-            s1[c] += d;
-            s2[c] += d * d;
+    for (int64_t c = 0; c < C; c += BOOT_LANES) {
+        boot_lanes o, v, s1 = {0}, s2 = {0};
+        boot_load_lanes(&o, origin, c, C);
+        for (int64_t p = 0; p < pixels; p++) {
+            boot_load_lanes(&v, x + p * ld, c, C);
+            v -= o;
+            s1 += v;
+            s2 += v * v;
         }
+        boot_store_lanes(sums, c, C, &s1);
+        boot_store_lanes(sums + C, c, C, &s2);
+    }
 }
 BOOT_MULTI_ISA(moments,
                (int64_t pixels, int64_t C, const float *x, int64_t ld, const float *origin,
@@ -68,18 +81,7 @@ BOOT_INLINE void apply_body(boot_act act, int64_t pixels, int64_t C, const float
     for (int64_t p = 0; p < pixels; p++)                                                           \
         for (int64_t c = 0; c < C; c++)                                                            \
             y[p * ldy + c] = boot_act_value(A, a[c] * x[p * ldx + c] + b[c]);
-    switch (act) {
-    case BOOT_ACT_SILU:
-        APPLY(BOOT_ACT_SILU) break;
-    case BOOT_ACT_GELU:
-        APPLY(BOOT_ACT_GELU) break;
-    case BOOT_ACT_MISH:
-        APPLY(BOOT_ACT_MISH) break;
-    case BOOT_ACT_RELU:
-        APPLY(BOOT_ACT_RELU) break;
-    default:
-        APPLY(BOOT_ACT_NONE) break;
-    }
+    BOOT_FOR_ACT(APPLY)
 #undef APPLY
 }
 BOOT_MULTI_ISA(apply,
@@ -101,19 +103,23 @@ static channel_terms terms_of(float *block, int64_t C) {
 
 static void fill_terms(const boot_node *node, const boot_call *call, int64_t n, channel_terms t) {
     const int64_t C = node->in[X].c, G = (int64_t)node->attr[GROUPS], D = C / G;
-    const float *stats = call->saved + 2 * n * G;
+    const float *stats = call->saved + 2 * n * G, *weight = call->in[WEIGHT].data;
+    const float *bias = call->in[BIAS].data;
     const float *ss = call->in[SCALE_SHIFT].data ? call->in[SCALE_SHIFT].data + n * 2 * C : NULL;
+    for (int64_t g = 0; g < G; g++)
+        for (int64_t c = g * D; c < (g + 1) * D; c++) {
+            t.rstd[c] = stats[2 * g + 1];
+            t.offset[c] = -stats[2 * g] * stats[2 * g + 1];
+        }
     for (int64_t c = 0; c < C; c++) {
-        const float mean = stats[2 * (c / D)], rstd = stats[2 * (c / D) + 1];
-        const float weight = call->in[WEIGHT].data[c], bias = call->in[BIAS].data[c];
-        t.rstd[c] = rstd;
-        t.offset[c] = -mean * rstd;
-        t.gain[c] = ss ? weight * (1.0f + ss[c]) : weight;
-        t.bias[c] = ss ? bias * (1.0f + ss[c]) + ss[C + c] : bias;
+        t.gain[c] = ss ? weight[c] * (1.0f + ss[c]) : weight[c];
+        t.bias[c] = ss ? bias[c] * (1.0f + ss[c]) + ss[C + c] : bias[c];
     }
 }
 
-/* Mean and 1/sqrt(var + eps) of every group of image n, from its chunk sums. */
+/* Mean and 1/sqrt(var + eps) of every group of image n, from its chunk sums. Channel means are
+   taken about the first pixel of the group's first channel: the variance is the mean of the
+   channels' own variances and squared means, less the squared mean. */
 static void finish_stats(const boot_node *node, const boot_call *call, int64_t n,
                          const float *sums) {
     const boot_tensor *x = &call->in[X];
@@ -127,145 +133,144 @@ static void finish_stats(const boot_node *node, const boot_call *call, int64_t n
                 s1 += sums[k * 2 * C + c];
                 s2 += sums[k * 2 * C + C + c];
             }
-            const double m = s1 / P;
-            mean += origin[c] + m;
-            square += s2 / P - m * m; /* this channel's variance about its own mean */
+            const double own = s1 / P, m = (double)origin[c] - origin[g * D] + own;
+            mean += m;
+            square += s2 / P - own * own + m * m;
         }
         mean /= D;
-        square /= D;
-        for (int64_t c = g * D; c < (g + 1) * D;
-             c++) { /* spread of the channel means about the group's */
-            double s1 = 0;
-            for (int64_t k = 0; k < num_chunks(x); k++) s1 += sums[k * 2 * C + c];
-            const double d = origin[c] + s1 / P - mean;
-            square += d * d / D;
-        }
-        call->saved[2 * (n * G + g)] = (float)mean;
+        const double variance = square / D - mean * mean;
+        call->saved[2 * (n * G + g)] = (float)(origin[g * D] + mean);
         call->saved[2 * (n * G + g) + 1] =
-            (float)(1.0 / sqrt((square > 0 ? square : 0) + node->attr[EPS]));
+            (float)(1.0 / sqrt((variance > 0 ? variance : 0) + node->attr[EPS]));
     }
+}
+
+/* What group_norm_forward does for one chunk, and between its two passes over an image. */
+static void forward_moments(const boot_call *call, int64_t n, int64_t k, float *sums) {
+    const boot_tensor *x = &call->in[X];
+    const int64_t P = x->h * x->w, rest = P - k * CHUNK;
+    const float *image = x->data + n * P * x->ld;
+    moments(rest < CHUNK ? rest : CHUNK, x->c, image + k * CHUNK * x->ld, x->ld, image,
+            sums + (n * num_chunks(x) + k) * 2 * x->c);
+}
+
+static void forward_terms(const boot_node *node, const boot_call *call, int64_t n,
+                          const float *sums, channel_terms t) {
+    const boot_tensor *x = &call->in[X];
+    if (!call->again) finish_stats(node, call, n, sums + n * num_chunks(x) * 2 * x->c);
+    fill_terms(node, call, n, t);
+    for (int64_t c = 0; c < x->c; c++) { /* fold both affine maps: z = p x + q */
+        t.p[c] = t.gain[c] * t.rstd[c];
+        t.q[c] = t.gain[c] * t.offset[c] + t.bias[c];
+    }
+}
+
+static void forward_apply(const boot_node *node, const boot_call *call, int64_t n, int64_t k,
+                          channel_terms t) {
+    const boot_tensor *x = &call->in[X], *y = &call->out;
+    const int64_t P = x->h * x->w, at = n * P + k * CHUNK, rest = P - k * CHUNK;
+    apply((boot_act)node->attr[ACT], rest < CHUNK ? rest : CHUNK, x->c, x->data + at * x->ld, x->ld,
+          t.p, t.q, y->data + at * y->ld, y->ld);
 }
 
 /* x, y: (N, H, W, C); weight, bias: (C); scale_shift: (N, 2C) */
 static boot_status group_norm_forward(const boot_node *node, const boot_call *call) {
-    const boot_tensor *x = &call->in[X], *y = &call->out;
-    const int64_t C = x->c, P = x->h * x->w, K = num_chunks(x), N = x->n;
+    const boot_tensor *x = &call->in[X];
+    const int64_t C = x->c, K = num_chunks(x), N = x->n;
     float *sums = call->scratch, *terms = call->scratch + N * K * 2 * C;
-#pragma omp parallel if (N * P * C > 8192)
-    {
-        if (!call->again) {
-#pragma omp for collapse(2) schedule(static)
-            for (int64_t n = 0; n < N; n++)
-                for (int64_t k = 0; k < K; k++) {
-                    const float *image = x->data + n * P * x->ld;
-                    moments(P - k * CHUNK < CHUNK ? P - k * CHUNK : CHUNK, C,
-                            image + k * CHUNK * x->ld, x->ld, image, sums + (n * K + k) * 2 * C);
-                }
-        }
+#pragma omp parallel if (boot_count(x) > 8192)
+    if (N >=
+        omp_get_num_threads()) { /* an image after the other: its second pass finds it cached */
 #pragma omp for schedule(static)
         for (int64_t n = 0; n < N; n++) {
             const channel_terms t = terms_of(terms + n * 7 * C, C);
-            if (!call->again) finish_stats(node, call, n, sums + n * K * 2 * C);
-            fill_terms(node, call, n, t);
-            for (int64_t c = 0; c < C; c++) { /* fold both affine maps: z = p x + q */
-                t.p[c] = t.gain[c] * t.rstd[c];
-                t.q[c] = t.gain[c] * t.offset[c] + t.bias[c];
-            }
+            for (int64_t k = 0; k < K && !call->again; k++) forward_moments(call, n, k, sums);
+            forward_terms(node, call, n, sums, t);
+            for (int64_t k = 0; k < K; k++) forward_apply(node, call, n, k, t);
         }
+    } else {
 #pragma omp for collapse(2) schedule(static)
         for (int64_t n = 0; n < N; n++)
-            for (int64_t k = 0; k < K; k++) {
-                const channel_terms t = terms_of(terms + n * 7 * C, C);
-                const int64_t at = n * P + k * CHUNK;
-                apply((boot_act)node->attr[ACT], P - k * CHUNK < CHUNK ? P - k * CHUNK : CHUNK, C,
-                      x->data + at * x->ld, x->ld, t.p, t.q, y->data + at * y->ld, y->ld);
-            }
+            for (int64_t k = 0; k < K; k++)
+                if (!call->again) forward_moments(call, n, k, sums);
+#pragma omp for schedule(static)
+        for (int64_t n = 0; n < N; n++)
+            forward_terms(node, call, n, sums, terms_of(terms + n * 7 * C, C));
+#pragma omp for collapse(2) schedule(static)
+        for (int64_t n = 0; n < N; n++)
+            for (int64_t k = 0; k < K; k++)
+                forward_apply(node, call, n, k, terms_of(terms + n * 7 * C, C));
     }
     return BOOT_OK;
 }
 
-/* S1 and S2 of one chunk; x, dy: (pixels, C), sums: (2, C). */
-BOOT_INLINE void grad_sums_body(boot_act act, int64_t pixels, int64_t C, const float *restrict x,
-                                int64_t ldx, const float *restrict dy, int64_t ldy,
-                                const channel_terms *t, float *restrict sums) {
-    float *restrict s1 = sums, *restrict s2 = sums + C;
+/* dz: (pixels, C) = act'(z) dy */
+BOOT_INLINE void slopes_body(boot_act act, int64_t pixels, int64_t C, const float *restrict x,
+                             int64_t ldx, const float *restrict dy, int64_t ldy,
+                             const channel_terms *t, float *restrict dz) {
     const float *restrict rstd = t->rstd, *restrict offset = t->offset;
     const float *restrict gain = t->gain, *restrict bias = t->bias;
-    memset(sums, 0, 2 * C * sizeof(float));
-#define SUMS(A)                                                                                    \
+#define SLOPES(A)                                                                                  \
     for (int64_t p = 0; p < pixels; p++)                                                           \
         for (int64_t c = 0; c < C; c++) {                                                          \
             const float xh = rstd[c] * x[p * ldx + c] + offset[c];                                 \
-            const float dz = dy[p * ldy + c] * boot_act_slope(A, gain[c] * xh + bias[c]);          \
-            s1[c] += dz;                                                                           \
-            s2[c] += dz * xh;                                                                      \
+            dz[p * C + c] = dy[p * ldy + c] * boot_act_slope(A, gain[c] * xh + bias[c]);           \
         }
-    switch (act) {
-    case BOOT_ACT_SILU:
-        SUMS(BOOT_ACT_SILU) break;
-    case BOOT_ACT_GELU:
-        SUMS(BOOT_ACT_GELU) break;
-    case BOOT_ACT_MISH:
-        SUMS(BOOT_ACT_MISH) break;
-    case BOOT_ACT_RELU:
-        SUMS(BOOT_ACT_RELU) break;
-    default:
-        SUMS(BOOT_ACT_NONE) break;
+    BOOT_FOR_ACT(SLOPES)
+#undef SLOPES
+}
+BOOT_MULTI_ISA(slopes,
+               (boot_act act, int64_t pixels, int64_t C, const float *x, int64_t ldx,
+                const float *dy, int64_t ldy, const channel_terms *t, float *restrict dz),
+               (act, pixels, C, x, ldx, dy, ldy, t, dz))
+
+/* S1 and S2 += sums over pixels; x, dz: (pixels, C), sums: (2, C). */
+BOOT_INLINE void grad_sums_body(int64_t pixels, int64_t C, const float *restrict x, int64_t ldx,
+                                const float *restrict dz, const channel_terms *t,
+                                float *restrict sums) {
+    for (int64_t c = 0; c < C; c += BOOT_LANES) {
+        boot_lanes rstd, offset, v, d, s1, s2;
+        boot_load_lanes(&rstd, t->rstd, c, C);
+        boot_load_lanes(&offset, t->offset, c, C);
+        boot_load_lanes(&s1, sums, c, C);
+        boot_load_lanes(&s2, sums + C, c, C);
+        for (int64_t p = 0; p < pixels; p++) {
+            boot_load_lanes(&v, x + p * ldx, c, C);
+            boot_load_lanes(&d, dz + p * C, c, C);
+            s1 += d;
+            s2 += d * (rstd * v + offset);
+        }
+        boot_store_lanes(sums, c, C, &s1);
+        boot_store_lanes(sums + C, c, C, &s2);
     }
-#undef SUMS
 }
 BOOT_MULTI_ISA(grad_sums,
-               (boot_act act, int64_t pixels, int64_t C, const float *x, int64_t ldx,
-                const float *dy, int64_t ldy, const channel_terms *t, float *sums),
-               (act, pixels, C, x, ldx, dy, ldy, t, sums))
+               (int64_t pixels, int64_t C, const float *x, int64_t ldx, const float *dz,
+                const channel_terms *t, float *sums),
+               (pixels, C, x, ldx, dz, t, sums))
 
-/* dx = p dz + q xh + r */
-BOOT_INLINE void grad_apply_body(boot_act act, int64_t pixels, int64_t C, const float *restrict x,
-                                 int64_t ldx, const float *restrict dy, int64_t ldy,
-                                 const channel_terms *t, float keep, float *restrict dx,
-                                 int64_t ldd) {
+/* dx = p dz + q xh + r, or dx += */
+BOOT_INLINE void grad_apply_body(int64_t pixels, int64_t C, const float *restrict x, int64_t ldx,
+                                 const float *restrict dz, const channel_terms *t, bool accumulate,
+                                 float *restrict dx, int64_t ldd) {
     const float *restrict rstd = t->rstd, *restrict offset = t->offset;
-    const float *restrict gain = t->gain, *restrict bias = t->bias;
     const float *restrict P = t->p, *restrict Q = t->q, *restrict R = t->r;
-#define GRAD(A, OLD)                                                                               \
-    for (int64_t p = 0; p < pixels; p++)                                                           \
-        for (int64_t c = 0; c < C; c++) {                                                          \
-            const float xh = rstd[c] * x[p * ldx + c] + offset[c];                                 \
-            const float dz = dy[p * ldy + c] * boot_act_slope(A, gain[c] * xh + bias[c]);          \
-            dx[p * ldd + c] = OLD + (P[c] * dz + Q[c] * xh + R[c]);                                \
+    for (int64_t p = 0; p < pixels; p++)
+        for (int64_t c = 0; c < C; c++) {
+            const float xh = rstd[c] * x[p * ldx + c] + offset[c];
+            const float own = P[c] * dz[p * C + c] + Q[c] * xh + R[c];
+            dx[p * ldd + c] = accumulate ? dx[p * ldd + c] + own : own;
         }
-#define GRADS(A)                                                                                   \
-    if (keep != 0.0f) {                                                                            \
-        GRAD(A, dx[p * ldd + c])                                                                   \
-    } else {                                                                                       \
-        GRAD(A, 0.0f)                                                                              \
-    }
-    switch (act) {
-    case BOOT_ACT_SILU:
-        GRADS(BOOT_ACT_SILU) break;
-    case BOOT_ACT_GELU:
-        GRADS(BOOT_ACT_GELU) break;
-    case BOOT_ACT_MISH:
-        GRADS(BOOT_ACT_MISH) break;
-    case BOOT_ACT_RELU:
-        GRADS(BOOT_ACT_RELU) break;
-    default:
-        GRADS(BOOT_ACT_NONE) break;
-    }
-#undef GRADS
-#undef GRAD
 }
 BOOT_MULTI_ISA(grad_apply,
-               (boot_act act, int64_t pixels, int64_t C, const float *x, int64_t ldx,
-                const float *dy, int64_t ldy, const channel_terms *t, float keep,
-                float *restrict dx, int64_t ldd),
-               (act, pixels, C, x, ldx, dy, ldy, t, keep, dx, ldd))
+               (int64_t pixels, int64_t C, const float *x, int64_t ldx, const float *dz,
+                const channel_terms *t, bool accumulate, float *restrict dx, int64_t ldd),
+               (pixels, C, x, ldx, dz, t, accumulate, dx, ldd))
 
-/* Adds the chunk sums of image n (into chunk 0), then p, q, r of every channel. */
-static void finish_grad(const boot_node *node, int64_t n, float *sums, channel_terms t) {
+/* p, q, r of every channel from the chunk sums of an image, which are added into chunk 0. */
+static void finish_grad(const boot_node *node, float *sums, channel_terms t) {
     const boot_tensor *x = &node->in[X];
     const int64_t C = x->c, G = (int64_t)node->attr[GROUPS], D = C / G;
-    (void)n;
     for (int64_t k = 1; k < num_chunks(x); k++)
         for (int64_t c = 0; c < 2 * C; c++) sums[c] += sums[k * 2 * C + c];
     for (int64_t g = 0; g < G; g++) {
@@ -274,11 +279,12 @@ static void finish_grad(const boot_node *node, int64_t n, float *sums, channel_t
             a1 += (double)t.gain[c] * sums[c];
             a2 += (double)t.gain[c] * sums[C + c];
         }
-        const double m = (double)D * x->h * x->w;
+        const double rstd = t.rstd[g * D], m = (double)D * x->h * x->w;
+        const float q = (float)(-rstd * a2 / m), r = (float)(-rstd * a1 / m);
         for (int64_t c = g * D; c < (g + 1) * D; c++) {
             t.p[c] = t.rstd[c] * t.gain[c];
-            t.q[c] = (float)(-t.rstd[c] * a2 / m);
-            t.r[c] = (float)(-t.rstd[c] * a1 / m);
+            t.q[c] = q;
+            t.r[c] = r;
         }
     }
 }
@@ -306,36 +312,67 @@ static void parameter_grads(const boot_node *node, const boot_call *call, const 
         }
 }
 
-static boot_status group_norm_backward(const boot_node *node, const boot_call *call) {
+/* One of the two passes over chunk k of image n: its sums (`sums` not NULL), or its dx. dz: of the
+   whole image where `kept`, then the second pass finds it; else of a strip. */
+static void backward_chunk(const boot_node *node, const boot_call *call, int64_t n, int64_t k,
+                           const channel_terms *t, float *sums, float *dz, bool kept) {
     const boot_tensor *x = &call->in[X], *dy = &call->dout, *dx = &call->din[X];
-    const int64_t C = x->c, P = x->h * x->w, K = num_chunks(x), N = x->n;
-    const boot_act act = (boot_act)node->attr[ACT];
+    const int64_t C = x->c, P = x->h * x->w, end = P - k * CHUNK < CHUNK ? P : (k + 1) * CHUNK;
+    if (sums) memset(sums, 0, 2 * C * sizeof(float));
+    for (int64_t p = k * CHUNK; p < end; p += STRIP) {
+        const int64_t pixels = end - p < STRIP ? end - p : STRIP, at = n * P + p;
+        const float *from = x->data + at * x->ld;
+        float *strip = kept ? dz + p * C : dz;
+        if (sums || !kept)
+            slopes((boot_act)node->attr[ACT], pixels, C, from, x->ld, dy->data + at * dy->ld,
+                   dy->ld, t, strip);
+        if (sums)
+            grad_sums(pixels, C, from, x->ld, strip, t, sums);
+        else
+            grad_apply(pixels, C, from, x->ld, strip, t, call->accumulate[X],
+                       dx->data + at * dx->ld, dx->ld);
+    }
+}
+
+static boot_status group_norm_backward(const boot_node *node, const boot_call *call) {
+    const boot_tensor *x = &call->in[X];
+    const int64_t C = x->c, K = num_chunks(x), N = x->n;
+    const bool wanted = call->din[X].data != NULL;
     float *sums = call->scratch, *terms = call->scratch + N * K * 2 * C;
-#pragma omp parallel if (N * P * C > 8192)
+#pragma omp parallel if (boot_count(x) > 8192)
     {
+        float *dz = terms + N * 7 * C + omp_get_thread_num() * dz_pixels(x) * C;
+        if (N >= omp_get_num_threads()) {
+            const bool kept = dz_pixels(x) == x->h * x->w;
 #pragma omp for schedule(static)
-        for (int64_t n = 0; n < N; n++) fill_terms(node, call, n, terms_of(terms + n * 7 * C, C));
-#pragma omp for collapse(2) schedule(static)
-        for (int64_t n = 0; n < N; n++)
-            for (int64_t k = 0; k < K; k++) {
+            for (int64_t n = 0; n < N; n++) {
                 const channel_terms t = terms_of(terms + n * 7 * C, C);
-                const int64_t at = n * P + k * CHUNK;
-                grad_sums(act, P - k * CHUNK < CHUNK ? P - k * CHUNK : CHUNK, C,
-                          x->data + at * x->ld, x->ld, dy->data + at * dy->ld, dy->ld, &t,
-                          sums + (n * K + k) * 2 * C);
+                float *own = sums + n * K * 2 * C;
+                fill_terms(node, call, n, t);
+                for (int64_t k = 0; k < K; k++)
+                    backward_chunk(node, call, n, k, &t, own + k * 2 * C, dz, kept);
+                finish_grad(node, own, t);
+                for (int64_t k = 0; k < K && wanted; k++)
+                    backward_chunk(node, call, n, k, &t, NULL, dz, kept);
             }
+        } else {
 #pragma omp for schedule(static)
-        for (int64_t n = 0; n < N; n++)
-            finish_grad(node, n, sums + n * K * 2 * C, terms_of(terms + n * 7 * C, C));
-        if (dx->data) {
+            for (int64_t n = 0; n < N; n++)
+                fill_terms(node, call, n, terms_of(terms + n * 7 * C, C));
 #pragma omp for collapse(2) schedule(static)
             for (int64_t n = 0; n < N; n++)
                 for (int64_t k = 0; k < K; k++) {
                     const channel_terms t = terms_of(terms + n * 7 * C, C);
-                    const int64_t at = n * P + k * CHUNK;
-                    grad_apply(act, P - k * CHUNK < CHUNK ? P - k * CHUNK : CHUNK, C,
-                               x->data + at * x->ld, x->ld, dy->data + at * dy->ld, dy->ld, &t,
-                               call->accumulate[X] ? 1.0f : 0.0f, dx->data + at * dx->ld, dx->ld);
+                    backward_chunk(node, call, n, k, &t, sums + (n * K + k) * 2 * C, dz, false);
+                }
+#pragma omp for schedule(static)
+            for (int64_t n = 0; n < N; n++)
+                finish_grad(node, sums + n * K * 2 * C, terms_of(terms + n * 7 * C, C));
+#pragma omp for collapse(2) schedule(static)
+            for (int64_t n = 0; n < N; n++)
+                for (int64_t k = 0; k < K; k++) {
+                    const channel_terms t = terms_of(terms + n * 7 * C, C);
+                    if (wanted) backward_chunk(node, call, n, k, &t, NULL, dz, false);
                 }
         }
     }
