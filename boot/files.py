@@ -11,7 +11,6 @@ import collections
 import contextlib
 import ctypes
 import errno
-import fcntl
 import io
 import json
 import math
@@ -172,7 +171,7 @@ def temporary_beside(path: Path) -> Path:
 def remove_leftovers(folder: Path) -> None:
     """Remove the temporary files and folders that a killed process left in a folder.
 
-    Only for folders in which nobody else is writing (`locked_folder`).
+    Only for folders in which nobody else is writing (`locks.locked_folder`).
     """
     for path in folder.iterdir() if folder.is_dir() else ():
         if _TEMPORARY.fullmatch(path.name):
@@ -184,25 +183,6 @@ def remove(path: Path) -> None:
     with contextlib.suppress(OSError):
         path.unlink()
     shutil.rmtree(path, ignore_errors=True)
-
-
-@contextlib.contextmanager
-def locked_folder(folder: Path) -> Iterator[None]:
-    """Keep other processes that ask for it out of a folder; leaves no file, and ends with us.
-
-    Raises RuntimeError if one is in it. Where the file system has no locks, nothing is locked.
-    """
-    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise RuntimeError(f"another run is writing into {str(folder)!r}") from None
-        except OSError:
-            pass
-        yield
-    finally:
-        os.close(handle)
 
 
 def sync_folder(path: Path) -> None:

@@ -26,8 +26,9 @@ from boot.check import check_before_training
 from boot.checkpoint import find_latest, path_of
 from boot.config import MOST_STEPS, RUN_CONFIG_FILE
 from boot.errors import BootWarning, CheckpointError, check_int, shown
-from boot.files import locked_folder, remove_leftovers, sync_file
+from boot.files import remove_leftovers, sync_file
 from boot.interrupts import EXIT_STOPPED, STOP_SIGNALS, InterruptGuard
+from boot.locks import locked_folder
 from boot.pairs import PairedError
 from boot.report import ReportPage
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 import threading
 from collections.abc import Iterator
@@ -22,7 +23,7 @@ class InterruptGuard:
     A second one, of whatever kind, acts at once: SIGINT raises KeyboardInterrupt (in a `hold`, at
     its end), others end the process as if there were no guard. Does nothing outside the main
     thread, where Python delivers no signals, and nothing about signals for which the application
-    has its own handler.
+    has its own handler. A child that is forked meanwhile heeds signals as if there were no guard.
     """
 
     def __init__(self, *signals: int) -> None:
@@ -31,6 +32,7 @@ class InterruptGuard:
         self._signals = signals or (signal.SIGINT,)
         self._previous: dict[int, Any] = {}
         self._held = self._late = False
+        self._process = os.getpid()
 
     @property
     def interrupted(self) -> bool:
@@ -49,6 +51,7 @@ class InterruptGuard:
 
     def __enter__(self) -> InterruptGuard:
         """Install the handlers."""
+        self._process = os.getpid()
         if threading.current_thread() is threading.main_thread():
             for number in self._signals:
                 default = signal.SIG_DFL
@@ -60,11 +63,17 @@ class InterruptGuard:
         return self
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        if self.received is None:
+        if os.getpid() != self._process:  # a fork: nobody would look at `received` there
+            self._act(number, frame)
+        elif self.received is None:
             self.received = number
         elif number == signal.SIGINT and self._held:
             self._late = True
-        elif number == signal.SIGINT:
+        else:
+            self._act(number, frame)
+
+    def _act(self, number: int, frame: FrameType | None) -> None:
+        if number == signal.SIGINT:
             signal.default_int_handler(number, frame)
         else:
             signal.signal(number, signal.SIG_DFL)

@@ -14,6 +14,8 @@ from models import PLAIN, make, make_teacher, noise
 from processes import run_python
 
 from boot import _core
+from boot.callbacks import Callback
+from boot.locks import locked_folder
 
 
 def in_child(function):
@@ -87,6 +89,49 @@ def test_a_fork_does_not_write_into_the_folder_of_its_parents_run(tmp_path, name
     assert '"spawn"' in text
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
     assert distiller.save_checkpoint().name == "checkpoint-4"
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+def test_a_child_forked_during_fit_can_be_ended(number):
+    ended = []
+
+    class Forks(Callback):
+        def on_step_end(self, *args, **kwargs):
+            read, write = os.pipe()
+            child = os.fork()
+            if child == 0:
+                try:
+                    os.write(write, b"1")
+                    time.sleep(20)
+                    os._exit(0)
+                except KeyboardInterrupt:
+                    os._exit(130)
+            os.read(read, 1)  # Python forgets signals that come before its child is set up
+            os.kill(child, number)
+            ended.append(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+
+    assert not make(PLAIN, TEACHER, max_train_steps=1).fit(callbacks=[Forks()]).interrupted
+    assert ended == [130 if number == signal.SIGINT else -number]
+
+
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+def test_a_child_forked_during_fit_neither_frees_the_folder_nor_keeps_it(tmp_path):
+    def refused():
+        with locked_folder(tmp_path):
+            return "free"
+
+    with locked_folder(tmp_path):
+        child = os.fork()
+        if child == 0:
+            time.sleep(20)
+            os._exit(0)
+        assert "another run is writing" in in_child(refused)
+    try:
+        assert refused() == "free"
+    finally:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
 
 
 @pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")

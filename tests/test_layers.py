@@ -26,7 +26,7 @@ MAY_INCLUDE = {
 LAYERS = [
     line.split()
     for line in """
-    _version errors noise interrupts _onednn htmlparts threads
+    _version errors noise interrupts _onednn htmlparts threads locks
     charts choices
     curves
     __init__

@@ -17,7 +17,8 @@ from boot import checkpoint as checkpoint_module
 from boot import files
 from boot.checkpoint import find_latest, list_checkpoints, read_manifest
 from boot.errors import BootWarning, CheckpointError
-from boot.files import append, locked_folder, remove_leftovers, write_atomically
+from boot.files import append, remove_leftovers, write_atomically
+from boot.locks import locked_folder
 from boot.student import Student
 
 OPTIONS = {"max_train_steps": 8, "checkpointing_steps": 2, "logging_steps": 1}
