@@ -24,23 +24,25 @@ from numpy.typing import NDArray
 from boot import _core
 from boot._version import __version__
 from boot.errors import (
+    MOST_LISTED,
     CheckpointError,
     FormatError,
     ResumeMismatch,
     check_computed,
     listed,
+    plain,
     shown,
 )
-from boot.files import (
-    folder_atomically,
-    open_regular,
-    read_json_object,
-    remove,
-    temporary_beside,
-    to_json,
-    write_synced,
+from boot.files import folder_atomically, remove, temporary_beside, write_synced
+from boot.manifest import (
+    CONFIG_FILE,
+    FORMAT_VERSION,
+    MOST_ITEMS,
+    STATE_FILE,
+    check_manifest,
+    signed,
 )
-from boot.manifest import CONFIG_FILE, FORMAT_VERSION, STATE_FILE, check_manifest, signed
+from boot.reading import open_regular, read_json_object, to_json
 from boot.safetensors_io import load_tensors, save_tensors
 
 MANIFEST_FILE = "manifest.json"
@@ -210,7 +212,7 @@ def read_manifest(path: Path) -> dict[str, Any]:
     """
     where = path / MANIFEST_FILE
     try:
-        manifest = read_json_object(where)
+        manifest = read_json_object(where, max_items=MOST_ITEMS)
         check_manifest(manifest, where)
         named = _NAME.fullmatch(path.name)
         if named and int(named[1]) != manifest["step"]:
@@ -238,12 +240,14 @@ def load_checkpoint(path: Path, buffers: Buffers, identity: Identity) -> dict[st
     manifest = read_manifest(path)
     try:
         stored = load_tensors(path / STATE_FILE)
-        config = read_json_object(path / CONFIG_FILE)
+        config = read_json_object(path / CONFIG_FILE, max_items=MOST_ITEMS)
     except (OSError, FormatError) as problem:
         raise CheckpointError(f"{path} cannot be read: {problem}") from problem
     differences = _differences(manifest, config, identity)
     if differences:
-        raise ResumeMismatch(f"{path} cannot be continued with this run: {'; '.join(differences)}")
+        told, left = "; ".join(differences[:MOST_LISTED]), len(differences) - MOST_LISTED
+        more = f"; and {left} more" if left > 0 else ""
+        raise ResumeMismatch(f"{path} cannot be continued with this run: {told}{more}")
     for name, buffer in buffers.items():
         if name not in stored or stored[name].shape != buffer.shape:
             raise CheckpointError(f"{path / STATE_FILE}: no array {name!r} of {buffer.shape}")
@@ -268,7 +272,7 @@ def _differences(manifest: dict[str, Any], config: dict[str, Any], identity: Ide
         result.append("another order of weights (written by another version of boot)")
     names = (set(config) | set(identity.config)) - FREE_SETTINGS
     result += [
-        f"{shown(name)[1:-1]} was {shown(config.get(name))}, now {shown(identity.config.get(name))}"
+        f"{plain(name)} was {shown(config.get(name))}, now {shown(identity.config.get(name))}"
         for name in sorted(names)
         if config.get(name) != identity.config.get(name)
     ]

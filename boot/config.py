@@ -16,9 +16,10 @@ from typing import Any
 from boot import choices
 from boot.combinations import check_combinations
 from boot.errors import SEED_MAX, ConfigError, check_path, nearest_hint, shown
-from boot.files import read_json_object, to_json, write_atomically
+from boot.files import write_atomically
 from boot.learning_rate import LR_SCHEDULERS, course
 from boot.options import Option, checked, setting, string_keys
+from boot.reading import read_json_object, to_json
 
 RUN_CONFIG_FILE = "distill_config.json"  # in the output_dir
 MOST_STEPS = 10**12 - 1  # a checkpoint's name has at most 12 digits

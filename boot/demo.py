@@ -20,10 +20,11 @@ from boot import _core
 from boot._version import __version__
 from boot.distiller import Distiller
 from boot.errors import check_int, check_seed
-from boot.files import check_output_folder, to_json, write_atomically
+from boot.files import check_output_folder, write_atomically
 from boot.images import FigureRow, side_by_side
 from boot.metrics import Statistics, measure
 from boot.network import Images
+from boot.reading import to_json
 from boot.student import Student
 from boot.teacher import Teacher
 

@@ -30,13 +30,8 @@ from boot.errors import (
     listed,
     shown,
 )
-from boot.files import (
-    check_output_folder,
-    folder_atomically,
-    read_json_object,
-    to_json,
-    write_atomically,
-)
+from boot.files import check_output_folder, folder_atomically, write_atomically
+from boot.reading import read_json_object, to_json
 from boot.safetensors_io import TensorInfo, read_header, read_index, read_tensors, save_tensors
 from boot.schedule import Schedule
 from boot.scheduler_config import SchedulerConfig

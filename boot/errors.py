@@ -22,6 +22,8 @@ T = TypeVar("T")
 Shape = Sequence["int | None"]
 
 SEED_MAX = 2**64 - 1
+MOST_LISTED = 20  # names in one message
+_LONGEST_WORD = 100
 
 
 class BootError(Exception):
@@ -72,17 +74,26 @@ def type_name(value: object) -> str:
 
 def shown(value: object, limit: int = 80) -> str:
     """`repr` of a value, cut to `limit` characters so that no message becomes a page."""
+    if isinstance(value, (str, bytes)):
+        value = value[: limit + 1]  # before the copy: it may be a whole file
     text = repr(value)
     return text if len(text) <= limit else text[: limit - 3] + "..."
 
 
+def plain(word: str) -> str:
+    """A name from a file as a message should show it: as `shown`, but without quotes."""
+    return shown(word)[1:-1]
+
+
 def nearest_hint(word: str, allowed: Iterable[str]) -> str:
     """' (did you mean "x"?)' when an allowed word is close to `word`, else an empty string."""
+    if len(word) > _LONGEST_WORD:  # comparing takes the square of the length
+        return ""
     close = difflib.get_close_matches(word, list(allowed), n=1, cutoff=0.6)
     return f" (did you mean {close[0]!r}?)" if close else ""
 
 
-def listed(names: Iterable[object], limit: int = 20) -> str:
+def listed(names: Iterable[object], limit: int = MOST_LISTED) -> str:
     """Up to `limit` names joined by commas, with a count of those left out."""
     items = [str(name) for name in names]
     more = f", and {len(items) - limit} more" if len(items) > limit else ""

@@ -14,12 +14,13 @@ from typing import Any
 from boot.callbacks import TrainState
 from boot.config import MOST_STEPS
 from boot.errors import CheckpointError, check_float, check_int, nearest_hint, shown, type_name
-from boot.files import to_json
+from boot.reading import to_json
 
 FORMAT_VERSION = 1
 STATE_FILE = "state.safetensors"
 CONFIG_FILE = "config.json"
 
+MOST_ITEMS = 50_000  # of JSON: hashing it takes five times as long as reading it
 MOST_BAD_STEPS = 1000  # those of the last 1,000 steps are kept
 
 

@@ -28,7 +28,8 @@ from boot.distances import (
     squared_distances,
 )
 from boot.errors import FormatError, check_int, check_labels, check_path, listed
-from boot.files import impostor, open_regular, write_atomically
+from boot.files import write_atomically
+from boot.reading import impostor, open_regular
 
 __all__ = [
     "KernelClassifier",

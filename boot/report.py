@@ -26,9 +26,10 @@ from boot.config import RUN_CONFIG_FILE, DistillConfig
 from boot.curves import all_charts, column, step_times
 from boot.describe import describe
 from boot.errors import BootError, check_folder
-from boot.files import read_json_object, to_json, write_atomically
+from boot.files import write_atomically
 from boot.htmlparts import escape, facts_table, picture
 from boot.pairs import TEACHER_PICTURE
+from boot.reading import read_json_object, to_json
 
 if TYPE_CHECKING:
     pass

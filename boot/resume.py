@@ -28,14 +28,16 @@ from boot.checkpoint import (
     versions,
 )
 from boot.errors import CheckpointError, FormatError, ResumeMismatch, shown
-from boot.files import read_json_object, to_json, write_atomically
-from boot.manifest import check_kernels
+from boot.files import write_atomically
+from boot.manifest import MOST_ITEMS, check_kernels
+from boot.reading import read_json_object, to_json
 from boot.student import Student
 
 if TYPE_CHECKING:
     from boot.distiller import Distiller
 
 KERNELS_FILE = "kernels.json"
+MOST_KERNELS = 10_000  # pinning takes the square of their number: half a second
 
 _log = logging.getLogger("boot")
 
@@ -71,7 +73,7 @@ def begin(distiller: Distiller) -> None:
     kernels = distiller.output_dir and distiller.output_dir / KERNELS_FILE
     if kernels and kernels.is_file():
         try:
-            stored = read_json_object(kernels)
+            stored = read_json_object(kernels, max_items=MOST_ITEMS)
             check_kernels(stored, kernels)
             _pin_kernels(distiller, stored, kernels)
         except (OSError, FormatError) as problem:
@@ -146,6 +148,9 @@ def _pin_kernels(distiller: Distiller, stored: dict[str, Any], where: Path) -> N
             where,
             shown(stored["machine"], 200),
         )
+        return
+    if sum(map(len, stored["kernels"].values())) > MOST_KERNELS:
+        _log.warning("%s has too many kernels; choosing anew, which changes last bits", where)
         return
     for name, network in distiller._networks().items():
         try:

@@ -22,12 +22,12 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from boot.errors import FormatError, as_ndarray, check_path, listed, shown
-from boot.files import impostor, open_regular, parse_json, read_json_object, write_atomically
+from boot.errors import FormatError, as_ndarray, check_path, listed, plain, shown
+from boot.files import write_atomically
+from boot.reading import JSON_MAX_BYTES, impostor, open_regular, parse_json, read_json_object
 
-HEADER_MAX_BYTES = 100_000_000
 NAME_MAX_BYTES = 512
-MAX_TENSORS = 1_000_000
+MAX_TENSORS = 20_000
 MAX_DIMS = 8
 _COUNT_MAX = 2**63 - 1
 
@@ -83,22 +83,24 @@ def _read_header(file: io.BufferedReader, path: Path) -> Header:
     if size < 10 or len(head) < 9:
         raise FormatError(f"{path} is not a safetensors file: {size} bytes, at least 10 are needed")
     length = struct.unpack("<Q", head[:8])[0]
-    limit = min(HEADER_MAX_BYTES, size - 8)
+    limit = min(JSON_MAX_BYTES, size - 8)
     if length > limit or head[8:9] != b"{":
         kind = impostor(head)
         if kind:
             raise FormatError(f"{path} is {kind}")
-        if length > limit:
+        if length > size - 8:
             raise FormatError(
                 f"{path}: the header claims {length} bytes, at most {limit} are possible in a file "
                 f"of {size}: the download is cut short, or this is not a safetensors file"
             )
+        if length > limit:
+            raise FormatError(f"{path}: a header of {length} bytes, at most {limit} are allowed")
         raise FormatError(f"{path}: the header must start with '{{', got {head[8:9]!r}")
     file.seek(8)
     text = file.read(length)
     if len(text) != length:
         raise FormatError(f"{path} was cut short while it was read")
-    entries = parse_json(text, f"{path} (header)", max_bytes=HEADER_MAX_BYTES)
+    entries = parse_json(text, f"{path} (header)")
     if not isinstance(entries, dict):
         raise FormatError(f"{path}: the header must be a JSON object")
     metadata = _check_metadata(entries.pop("__metadata__", {}), path)
@@ -126,7 +128,7 @@ def _check_entry(name: str, entry: Any, data_start: int, path: Path) -> TensorIn
     if not name.isprintable():
         raise FormatError(f"{where}: names must be printable text")
     if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
-        found = f"keys {listed(entry)}" if isinstance(entry, dict) else shown(entry)
+        found = f"keys {listed(map(plain, entry))}" if isinstance(entry, dict) else shown(entry)
         raise FormatError(f"{where} must have dtype, shape and data_offsets, got {found}")
     dtype, shape = entry["dtype"], _check_sizes(entry["shape"], f"{where}: shape", MAX_DIMS)
     if not isinstance(dtype, str) or dtype not in _BITS:

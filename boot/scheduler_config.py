@@ -26,6 +26,7 @@ BETA_SCHEDULES = ("linear", "scaled_linear", "squaredcos_cap_v2", "sigmoid")
 PREDICTION_TYPES = ("epsilon", "sample", "v_prediction")
 TEACHER_PREDICTIONS = (*PREDICTION_TYPES, "flow")  # of callables, which need no diffusers config
 MAX_TIMESTEPS = 1_000_000
+MAX_BETAS = 100_000  # in a list: more would not fit into a file that is read again
 
 # Scheduler class -> where its defaults differ from those of SchedulerConfig. A missing key means
 # the default of the class, and these do differ.
@@ -137,6 +138,11 @@ class SchedulerConfig:
 def _check_betas(betas: Any, steps: int) -> tuple[float, ...]:
     if not isinstance(betas, (list, tuple)):
         raise TypeError(f"trained_betas must be a list, got {shown(betas)} ({type_name(betas)})")
+    if len(betas) > MAX_BETAS:
+        raise ConfigError(
+            f"trained_betas must have at most {MAX_BETAS} entries (num_train_timesteps), got "
+            f"{len(betas)}"
+        )
     if len(betas) != steps:
         raise ConfigError(
             f"trained_betas must have num_train_timesteps = {steps} entries, got {len(betas)}"

@@ -36,11 +36,11 @@ from boot.export import (
     scheduler_to_export,
     split_tensors,
 )
-from boot.files import read_json_object, to_json
 from boot.htmlparts import facts_table, picture
 from boot.inputs import sampling_inputs
 from boot.model_card import model_card
 from boot.network import GUIDANCE_EMBEDDING, TARGET_EMBEDDING, Images, Network
+from boot.reading import read_json_object, to_json
 from boot.safetensors_io import load_tensors
 from boot.schedule import Float64, Schedule
 from boot.scheduler_config import SchedulerConfig

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from boot.errors import (
+    MOST_LISTED,
     BootWarning,
     ConfigError,
     UnsupportedModel,
@@ -23,6 +24,7 @@ from boot.errors import (
     check_supported,
     listed,
     nearest_hint,
+    plain,
     shown,
     type_name,
 )
@@ -252,8 +254,11 @@ class UNet2DConfig:
         _check_class(values)
         known = {item.name for item in dataclasses.fields(cls)}
         kept = {key: value for key, value in values.items() if not key.startswith("_")}
-        unknown = [key + nearest_hint(key, known) for key in kept if key not in known]
+        unknown = [key for key in kept if key not in known]
         if unknown:
+            # Only as many as the message shows get a hint, which takes a while to find.
+            first = [plain(key) + nearest_hint(key, known) for key in unknown[:MOST_LISTED]]
+            unknown[:MOST_LISTED] = first
             message = f"{MODEL_CLASS} config: ignoring unknown keys {listed(unknown)}"
             warnings.warn(message, BootWarning, stacklevel=2)
         if "attention_head_dim" not in kept and _before_0_1(values.get("_diffusers_version")):

@@ -27,6 +27,7 @@ T_ADAMW, T_SIGNAL = "tests/test_adamw.py", "tests/test_diffusion.py"
 T_SCHEDULE, T_FILES = "tests/test_schedule.py tests/test_samplers.py", "tests/test_files.py"
 T_DISTILLER, T_STUDENT = "tests/test_distiller.py", "tests/test_student.py"
 T_CHECKPOINT = "tests/test_checkpoint.py tests/test_fit.py"
+T_READING = "tests/test_reading.py"
 T_SYNCS, T_SECOND = "tests/test_sync_order.py", "tests/test_fit.py -k second_signal"
 
 OPERATIONS = [
@@ -128,8 +129,8 @@ METHOD = [
 ]
 
 FILES = [
-    Mutant("boot/files.py", "number if math.isfinite(number)", "number if True", T_FILES),
-    Mutant("boot/files.py", "if len(result) != len(pairs):", "if False:", T_FILES),
+    Mutant("boot/reading.py", "number if math.isfinite(number)", "number if True", T_READING),
+    Mutant("boot/reading.py", "if len(result) != len(pairs):", "if False:", T_READING),
     Mutant("boot/files.py", "        temporary.unlink()\n", "        pass\n", T_FILES),
     Mutant(
         "boot/files.py",

@@ -339,3 +339,6 @@ def test_messages_stay_short():
         " (did you mean 'learning_rate'?)"
     )
     assert errors.nearest_hint("zzz", ["learning_rate"]) == ""
+    assert errors.nearest_hint("a" * 101, ["a" * 100]) == ""  # would take the square of its length
+    assert errors.shown("x" * 81) == "'" + "x" * 76 + "..."
+    assert errors.shown("x" * 78) == "'" + "x" * 78 + "'"

@@ -46,6 +46,18 @@ def test_mutants_are_accepted_or_refused_by_a_documented_class():
     assert min(accepted) > 20, reports
 
 
+@pytest.mark.skipif(SANITIZED, reason="the sanitizer needs address space beyond any limit")
+def test_files_as_large_as_may_be_take_no_second_and_little_memory():
+    done = run_python(str(FUZZ / "large.py"), timeout=1200)
+    assert done.returncode == 0, done.stderr[-3000:]
+    reports = {r["target"]: r for r in map(json.loads, done.stdout.splitlines())}
+    assert set(reports) == set(TARGETS)
+    for report in reports.values():
+        assert report["slowest"][0] < 1, report
+    for name in ("safetensors", "json", "unet_config", "student_info", "manifest"):
+        assert reports[name]["outcomes"].get("accepted"), name  # the limits are reached, not passed
+
+
 @pytest.mark.parametrize("name", TARGETS)
 def test_a_reader_never_reads_a_pickle(name, tmp_path):
     """Loading one would run code: the code here leaves a file behind."""

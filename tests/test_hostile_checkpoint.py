@@ -12,9 +12,9 @@ import pytest
 from models import assert_same, make, make_teacher, weights_of
 
 from boot.checkpoint import read_manifest
-from boot.errors import CheckpointError
-from boot.files import to_json
+from boot.errors import CheckpointError, ResumeMismatch
 from boot.manifest import signed
+from boot.reading import to_json
 from boot.safetensors_io import load_tensors, save_tensors
 
 OPTIONS = {"max_train_steps": 6, "checkpointing_steps": 2, "checkpoints_total_limit": None}
@@ -204,3 +204,26 @@ def test_a_state_that_could_not_be_read_back_is_not_written(run, tmp_path):
     with pytest.raises(CheckpointError, match=r"not written.*state.counters.rate_factor"):
         going.save_checkpoint()
     assert not list(tmp_path.glob("*checkpoint*"))
+
+
+def test_settings_that_differ_are_listed_up_to_twenty(run, tmp_path):
+    path = tmp_path / "checkpoint-4"
+    shutil.copytree(run[1] / "checkpoint-4", path)
+    file = path / "config.json"
+    settings = json.loads(file.read_text())
+    file.write_text(json.dumps(settings | {f"z{i}{'x' * 999}": i for i in range(100)}))
+    facts = {"bytes": file.stat().st_size, "sha256": hashlib.sha256(file.read_bytes()).hexdigest()}
+    change(path, lambda values: values["files"].update({file.name: facts}))
+    with pytest.raises(ResumeMismatch, match="z0xx.*; and 80 more$") as caught:
+        make(teacher=run[0], resume_from_checkpoint=str(path), **OPTIONS)
+    assert len(str(caught.value)) < 4000
+
+
+def test_more_kernels_than_can_be_pinned_in_time_are_a_warning(run, tmp_path, caplog):
+    path = tmp_path / "checkpoint-4"
+    shutil.copytree(run[1] / "checkpoint-4", path)
+    kernels = {f"forward {i}": "direct" for i in range(10_000)}
+    change(path, put("state.kernels", average=kernels))
+    resumed = make(teacher=run[0], resume_from_checkpoint=str(path), **OPTIONS)
+    assert resumed.state.step == 4
+    assert "too many kernels" in caplog.text

@@ -31,7 +31,7 @@ LAYERS = [
     curves
     __init__
     _core sizes
-    files distances scheduler_config unet_config options learning_rate
+    files reading distances scheduler_config unet_config options learning_rate
     kernel_cache
     combinations
     config metrics safetensors_io unet_keys image_model

@@ -72,6 +72,7 @@ def test_missing_keys_take_the_defaults_of_the_class():
         ({"thresholding": None}, TypeError, "thresholding must be True or False"),
         ({"trained_betas": 0.1}, TypeError, "trained_betas must be a list"),
         ({"trained_betas": [0.1]}, ConfigError, "num_train_timesteps = 1000 entries, got 1"),
+        ({"trained_betas": [0.1] * 100_001}, ConfigError, "trained_betas must have at most 100000"),
         (
             {"trained_betas": [0.1, 0], "num_train_timesteps": 2},
             ConfigError,

@@ -14,8 +14,8 @@ from pipelines import edit
 
 from boot.diffusers_io import load_pipeline
 from boot.errors import FormatError
-from boot.files import to_json
 from boot.network import Network
+from boot.reading import to_json
 from boot.safetensors_io import load_tensors, save_tensors
 from boot.student import Student, StudentInfo
 from boot.teacher import Teacher

@@ -93,6 +93,10 @@ def test_groups_of_the_mid_attention():
 def test_unknown_keys_warn_private_keys_do_not():
     with pytest.warns(BootWarning, match=r"ignoring unknown keys freq_shft \(did you mean"):
         UNet2DConfig.from_dict({**SMALL, "freq_shft": 1})
+    many = {f"freq_shft{i}": 1 for i in range(30)} | {"x" * 10_000: 1}
+    with pytest.warns(BootWarning, match=r"freq_shft19 \(did you mean.*, and 11 more$") as caught:
+        UNet2DConfig.from_dict({**SMALL, **many})
+    assert len(str(caught[0].message)) < 2000
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         UNet2DConfig.from_dict({**SMALL, "_boot": {"x": 1}, "_name_or_path": "x"})

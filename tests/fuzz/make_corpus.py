@@ -18,8 +18,8 @@ from targets import checkpoint
 
 from boot.checkpoint import MANIFEST_FILE
 from boot.config import DistillConfig
-from boot.files import to_json
 from boot.metrics import Statistics
+from boot.reading import to_json
 from boot.safetensors_io import save_tensors
 
 CORPUS = Path(__file__).resolve().parent / "corpus"

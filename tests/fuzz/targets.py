@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import json
 import os
 import tempfile
 import warnings
@@ -29,9 +30,9 @@ from boot.errors import (
     ResumeMismatch,
     UnsupportedModel,
 )
-from boot.files import parse_json, to_json
 from boot.manifest import signed
 from boot.metrics import Statistics
+from boot.reading import parse_json
 from boot.safetensors_io import load_tensors, read_index
 from boot.student import StudentInfo
 from boot.unet_config import UNet2DConfig
@@ -99,7 +100,7 @@ def statistics(data: bytes) -> None:
 def manifest(data: bytes) -> None:
     """manifest.json of a checkpoint, signed anew so that its fields are looked at."""
     with contextlib.suppress(FormatError):
-        data = to_json(signed(_object(data))).encode()
+        data = json.dumps(signed(_object(data))).encode()  # compact: large ones stay within limits
     folder = checkpoint()
     (folder / MANIFEST_FILE).write_bytes(data)
     found = load_checkpoint(folder, {"weights": np.zeros(2, np.float32)}, WHO)
