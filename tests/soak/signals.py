@@ -18,13 +18,13 @@ from harness import Runs, at, prepared, verdict
 
 STEPS = 120
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
-EARLY = 0.02  # seconds; the child may not have come to boot's own code by then
+EARLY = 0.005  # of an unbroken run; the child may not have come to boot's own code by then
 
 
-def wrong_code(code: int, numbers: Sequence[int], instant: float) -> bool:
+def wrong_code(code: int, numbers: Sequence[int], early: bool) -> bool:
     """Whether an exit code is not what is promised."""
     allowed = {75, 0}
-    if len(numbers) > 1 or instant < EARLY:
+    if len(numbers) > 1 or early:
         allowed |= {130, *(-number for number in numbers)}
     return code not in allowed
 
@@ -36,7 +36,7 @@ def trial(runs: Runs, numbers: Sequence[int], instant: float) -> str | None:
     if code is None:
         return ""
     names = [signal.Signals(number).name for number in numbers]
-    if wrong_code(code, numbers, instant):
+    if wrong_code(code, numbers, instant < EARLY * runs.seconds):
         return f"exit code {code} after {names} at {instant:.3f} s: {runs.output(folder)}"
     problem = runs.complete(folder)
     return problem and f"{problem} after {names} at {instant:.3f} s"
