@@ -31,7 +31,7 @@ from boot.errors import (
     shown,
 )
 from boot.files import check_output_folder, folder_atomically, write_atomically
-from boot.reading import read_json_object, to_json
+from boot.reading import check_inside, read_json_object, to_json
 from boot.safetensors_io import TensorInfo, read_header, read_index, read_tensors, save_tensors
 from boot.schedule import Schedule
 from boot.scheduler_config import SchedulerConfig
@@ -109,22 +109,24 @@ def load_pipeline(folder: str | os.PathLike[str], *, variant: str | None = None)
 
     variant: "fp16" and the like picks `diffusion_pytorch_model.fp16.safetensors`; None picks the
     file without a variant, or else the only variant there is. Weights may be F16, BF16, F32 or F64
-    and sharded. Raises FileNotFoundError and NotADirectoryError for what is not there, FormatError
-    for what is malformed or does not fit, UnsupportedModel for what `boot` cannot run.
+    and sharded. Links may not lead out of the folder, other than to the blobs of a Hugging Face
+    cache (`boot.reading.check_inside`). Raises FileNotFoundError and NotADirectoryError for what is
+    not there, FormatError for what is malformed or does not fit, UnsupportedModel for what `boot`
+    cannot run.
     """
     root = check_folder("folder", folder)
     index = _read_pipeline_index(root)
     model_folder, scheduler_file = _find_components(root, index is not None)
-    unet_values = read_json_object(model_folder / MODEL_FILE)
+    unet_values = read_json_object(check_inside(model_folder / MODEL_FILE, root))
     unet = _config_from(UNet2DConfig, unet_values, model_folder / MODEL_FILE)
-    scheduler, schedule, scheduler_class = read_scheduler(scheduler_file)
+    scheduler, schedule, scheduler_class = read_scheduler(check_inside(scheduler_file, root))
     if unet.out_channels != unet.in_channels:
         raise UnsupportedModel(
             f"{model_folder / MODEL_FILE}: out_channels: {unet.out_channels} is not supported with "
             f"in_channels {unet.in_channels}: models that also predict a variance, or take a "
             "conditioning image, cannot be distilled"
         )
-    weights = find_weights(model_folder, variant)
+    weights = check_inside(find_weights(model_folder, variant), root)
     source = {
         "folder": str(root.resolve()),
         "pipeline_class": (index or {}).get("_class_name"),
@@ -163,7 +165,7 @@ def _read_pipeline_index(root: Path) -> dict[str, Any] | None:
     path = root / PIPELINE_FILE
     if not path.exists():
         return None
-    values = read_json_object(path)
+    values = read_json_object(check_inside(path, root))
     name = values.get("_class_name")
     if not isinstance(name, str):
         raise UnsupportedModel(

@@ -64,6 +64,23 @@ def open_regular(path: Path) -> io.BufferedReader:
     return open(path, "rb")
 
 
+def check_inside(path: Path, root: Path) -> Path:
+    """Return the path of a file in the folder `root`; FormatError if a link leads out of there.
+
+    In a Hugging Face cache the files of snapshots/REVISION are links to blobs/HASH beside
+    snapshots; these are fine.
+    """
+    real, base = Path(os.path.realpath(path)), Path(os.path.realpath(root))
+    caches = [up.parent.parent for up in (base, *base.parents) if up.parent.name == "snapshots"]
+    # `blobs` is not resolved: it could be a link itself.
+    if real.is_relative_to(base) or real.parent in [cache / "blobs" for cache in caches]:
+        return path
+    raise FormatError(
+        f"{str(path)!r} is a link that leads out of its folder, to {str(real)!r}: not followed; "
+        "copy what it leads to (cp -rL copies a whole folder so)"
+    )
+
+
 def parse_json(data: bytes, where: str, *, max_items: int = JSON_MAX_ITEMS) -> Any:
     """Parse UTF-8 JSON strictly.
 

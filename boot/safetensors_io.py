@@ -24,7 +24,14 @@ from numpy.typing import NDArray
 
 from boot.errors import FormatError, as_ndarray, check_path, listed, plain, shown
 from boot.files import write_atomically
-from boot.reading import JSON_MAX_BYTES, impostor, open_regular, parse_json, read_json_object
+from boot.reading import (
+    JSON_MAX_BYTES,
+    check_inside,
+    impostor,
+    open_regular,
+    parse_json,
+    read_json_object,
+)
 
 NAME_MAX_BYTES = 512
 MAX_TENSORS = 20_000
@@ -256,10 +263,7 @@ def _shard_path(index: Path, shard: Any) -> Path:
     path: Path = index.parent / shard
     if not path.exists():
         raise FormatError(f"{index} names the shard {shard!r}, which is not there")
-    folder = index.parent.resolve()
-    if path.resolve().parent not in (folder, (folder / ".." / ".." / "blobs").resolve()):
-        raise FormatError(f"{index}: the shard {shard!r} is a link that leads out of its folder")
-    return path
+    return check_inside(path, index.parent)
 
 
 # -------------------------------------------------------------------------------------- writing

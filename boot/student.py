@@ -40,7 +40,7 @@ from boot.htmlparts import facts_table, picture
 from boot.inputs import sampling_inputs
 from boot.model_card import model_card
 from boot.network import GUIDANCE_EMBEDDING, TARGET_EMBEDDING, Images, Network
-from boot.reading import read_json_object, to_json
+from boot.reading import check_inside, read_json_object, to_json
 from boot.safetensors_io import load_tensors
 from boot.schedule import Float64, Schedule
 from boot.scheduler_config import SchedulerConfig
@@ -377,12 +377,13 @@ class Student:
                 f"{str(root)!r} is not a student: it has no {INFO_FILE}; for a diffusion model "
                 "use Teacher.from_pretrained"
             )
-        values, where = read_json_object(root / INFO_FILE), str(root / INFO_FILE)
+        where = str(root / INFO_FILE)
+        values = read_json_object(check_inside(root / INFO_FILE, root))
         info = StudentInfo.from_dict(values, where)
         scheduler = scheduler_of(values, where)
         loaded = load_pipeline(root)
         info.check_classes(loaded.unet.num_classes, where)
-        own = load_tensors(root / TENSORS_FILE)
+        own = load_tensors(check_inside(root / TENSORS_FILE, root))
         highest = float(scheduler.num_train_timesteps - 1)
         model = Network(
             loaded.unet,

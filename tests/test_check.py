@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -272,8 +273,8 @@ def test_boot_check(capsys, tmp_path):
     assert json.loads(capsys.readouterr().out)["facts"]["prediction_type"] == "epsilon"
     wrong = tmp_path / "wrong"
     (wrong / "scheduler").mkdir(parents=True)
-    for part in ("model_index.json", "unet"):
-        (wrong / part).symlink_to(TEACHER_FOLDER / part)
+    shutil.copy(TEACHER_FOLDER / "model_index.json", wrong)
+    shutil.copytree(TEACHER_FOLDER / "unet", wrong / "unet")
     config = json.loads((TEACHER_FOLDER / "scheduler/scheduler_config.json").read_text())
     config["prediction_type"] = "v_prediction"
     (wrong / "scheduler/scheduler_config.json").write_text(json.dumps(config))
