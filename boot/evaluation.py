@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import os
-import zipfile
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from boot.choices import SOLVERS
 from boot.errors import FormatError, check_choice, check_float, check_int, check_path
-from boot.metrics import FeatureFunction, Statistics, measure, paired_rmse
+from boot.metrics import FeatureFunction, Statistics, measure, paired_rmse, read_archive
 from boot.network import Images
 from boot.refine import check_pair
 from boot.resolve import teaching_of
@@ -117,8 +115,12 @@ def load_reference(reference: Any, features: FeatureFunction | None = None) -> S
     if not isinstance(reference, (str, os.PathLike)):
         return Statistics.from_images(reference, features=features)
     path = check_path("reference", reference)
-    arrays = _images_in(path)
-    if arrays is None:
+    if path.is_dir():
+        raise IsADirectoryError(f"reference must be a file, but {str(path)!r} is a folder")
+    if not path.exists():
+        raise FileNotFoundError(f"reference: there is no file {str(path)!r}")
+    arrays = read_archive(path, only_with="images")
+    if not arrays:
         return Statistics.load(path)
     try:
         return Statistics.from_images(
@@ -126,20 +128,3 @@ def load_reference(reference: Any, features: FeatureFunction | None = None) -> S
         )
     except (TypeError, ValueError) as problem:
         raise FormatError(f"{path}: {problem}") from None
-
-
-def _images_in(path: Path) -> dict[str, Any] | None:
-    """Return the arrays of an .npz that holds images, None for any other file."""
-    if path.is_dir():
-        raise IsADirectoryError(f"reference must be a file, but {str(path)!r} is a folder")
-    if not zipfile.is_zipfile(path):
-        if not path.exists():
-            raise FileNotFoundError(f"reference: there is no file {str(path)!r}")
-        return None
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            if "images" not in file.files:
-                return None
-            return {name: file[name] for name in file.files}
-    except (ValueError, OSError, zipfile.BadZipFile) as problem:
-        raise FormatError(f"{path} is not a readable .npz: {problem}") from None

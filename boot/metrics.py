@@ -45,7 +45,7 @@ __all__ = [
 FeatureFunction = Callable[[NDArray[np.float32]], Any]
 
 MANIFOLD_SAMPLES = 1500  # images per side of precision and recall; both depend on this number
-STATISTICS_MAX_BYTES = 4 * 2**30  # unpacked
+ARCHIVE_MAX_BYTES = 4 * 2**30  # unpacked
 
 # ------------------------------------------------------------------------------------ classifier
 
@@ -183,8 +183,8 @@ class Statistics:
         classes = means = None
         if labels is not None:
             classes = check_labels("labels", labels, len(rows), 2**31)
-            present = np.arange(classes.max() + 1)
-            if len(np.unique(classes)) != len(present):
+            present = np.unique(classes)
+            if len(present) != present[-1] + 1:
                 raise ValueError(
                     f"labels must use every class of 0 ... {present[-1]} at least once"
                 )
@@ -235,8 +235,9 @@ class Statistics:
         file and what is wrong with it.
         """
         source = check_path("path", path)
+        arrays = read_archive(source)
         try:
-            return _from_arrays(_read_arrays(source))
+            return _from_arrays(arrays)
         except (TypeError, ValueError) as problem:
             raise FormatError(f"{source}: {problem}") from None
 
@@ -244,23 +245,31 @@ class Statistics:
 _CLASSIFIER = "classifier_"  # its four arrays lie beside the others under this prefix
 
 
-def _read_arrays(path: Path) -> dict[str, NDArray[Any]]:
+def read_archive(path: Path, only_with: str | None = None) -> dict[str, NDArray[Any]]:
+    """Read the arrays of an .npz file: none of them if `only_with` is given and not among them.
+
+    Raises FileNotFoundError, IsADirectoryError, PermissionError, or FormatError naming the file.
+    """
     with open_regular(path) as file:
         head = file.read(64)
         file.seek(0)
         if not head.startswith(b"PK\x03\x04"):  # what an .npz is: a zip archive
             kind = impostor(head) or "not an .npz archive"
-            raise FormatError(f"must be an .npz of statistics, but it is {kind}")
+            raise FormatError(f"{path}: must be an .npz of statistics or images, but it is {kind}")
         try:
             with cast(Any, np.load(file, allow_pickle=False)) as archive:
                 size = sum(entry.file_size for entry in archive.zip.infolist())
-                if size > STATISTICS_MAX_BYTES:
-                    raise FormatError(f"{size} bytes, at most {STATISTICS_MAX_BYTES} are allowed")
+                if size > ARCHIVE_MAX_BYTES:
+                    raise FormatError(
+                        f"{path}: {size} bytes unpacked, at most {ARCHIVE_MAX_BYTES} are allowed"
+                    )
+                if only_with and only_with not in archive.files:
+                    return {}
                 return {name: archive[name] for name in archive.files}
         except FormatError:
             raise
         except Exception as problem:  # zip, zlib and NumPy raise a dozen kinds for broken input
-            raise FormatError(f"not a readable .npz of statistics: {problem}") from None
+            raise FormatError(f"{path} is not a readable .npz: {problem}") from None
 
 
 def _to_arrays(statistics: Statistics) -> dict[str, NDArray[Any]]:

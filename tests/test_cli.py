@@ -282,7 +282,7 @@ def test_info_tells_students_from_teachers(folders, capsys):
         (("evaluate", "{student}", "--teacher", "{teacher}", "--reference", "{new}"),
          "there is no file"),
         (("evaluate", "{student}", "--teacher", "{teacher}", "--reference", "{file}"),
-         "must be an .npz of statistics"),
+         "must be an .npz of statistics or images"),
         (("info", "{file}"), "must be a folder"),
         (("info", "{student}", "--num-threads", "0"), "unknown argument --num-threads"),
     ],

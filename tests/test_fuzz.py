@@ -31,7 +31,7 @@ def test_the_corpus_is_replayed(name):
 @pytest.mark.skipif(SANITIZED, reason="the sanitizer needs address space beyond any limit")
 def test_mutants_are_accepted_or_refused_by_a_documented_class():
     """In a process of its own: it limits the memory, and it must not crash."""
-    done = run_python(str(FUZZ / "fuzz.py"), "--cases", "18000", "--seed", "1")
+    done = run_python(str(FUZZ / "fuzz.py"), "--cases", "20000", "--seed", "1")
     assert done.returncode == 0, done.stderr[-3000:]
     reports = [json.loads(line) for line in done.stdout.splitlines()]
     assert {report["target"] for report in reports} == set(TARGETS)

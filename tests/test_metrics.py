@@ -323,7 +323,7 @@ def test_load_refuses(tmp_path, make, says):
 def test_load_refuses_what_would_not_fit_into_memory(tmp_path, monkeypatch):
     path = tmp_path / "stats.npz"
     Statistics(np.zeros(100), np.eye(100)).save(path)
-    monkeypatch.setattr("boot.metrics.STATISTICS_MAX_BYTES", 9_000)
+    monkeypatch.setattr("boot.metrics.ARCHIVE_MAX_BYTES", 9_000)
     with pytest.raises(FormatError, match="at most 9000"):
         Statistics.load(path)
 

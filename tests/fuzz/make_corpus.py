@@ -74,6 +74,10 @@ def main() -> None:
         rows = np.random.default_rng(0).standard_normal((6, 2))
         statistics = Statistics.from_features(rows, labels=np.arange(6) % 2)
         put("statistics", "classes", statistics.save(Path(name) / "s.npz").read_bytes())
+        images = np.linspace(-1, 1, 24, dtype=np.float32).reshape(6, 1, 2, 2)
+        np.savez(Path(name) / "i.npz", images=images, labels=np.arange(6) % 2)
+        put("reference", "images", (Path(name) / "i.npz").read_bytes())
+        put("reference", "statistics", (Path(name) / "s.npz").read_bytes())
     put("manifest", "small", (checkpoint() / MANIFEST_FILE).read_bytes())
 
 

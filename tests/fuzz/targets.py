@@ -30,6 +30,7 @@ from boot.errors import (
     ResumeMismatch,
     UnsupportedModel,
 )
+from boot.evaluation import load_reference
 from boot.manifest import signed
 from boot.metrics import Statistics
 from boot.reading import parse_json
@@ -97,6 +98,11 @@ def statistics(data: bytes) -> None:
     Statistics.load(_file("reference.npz", data))
 
 
+def reference(data: bytes) -> None:
+    """An .npz of images, or of statistics."""
+    load_reference(_file("images.npz", data))
+
+
 def manifest(data: bytes) -> None:
     """manifest.json of a checkpoint, signed anew so that its fields are looked at."""
     with contextlib.suppress(FormatError):
@@ -127,6 +133,7 @@ TARGETS: dict[str, Target] = {
     "distill_config": (distill_config, (FormatError, ConfigError)),
     "student_info": (student_info, (FormatError,)),
     "statistics": (statistics, (FormatError,)),
+    "reference": (reference, (FormatError,)),
     "manifest": (manifest, (CheckpointError, ResumeMismatch)),
 }
 
