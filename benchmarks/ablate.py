@@ -1,6 +1,6 @@
 """What each choice of the method buys: one change at a time, at equal compute, several seeds.
 
-python benchmarks/ablate.py NAME TEACHER REFERENCE [--steps 400] [--seeds 0] [--only KEY ...]
+python benchmarks/ablate.py NAME TEACHER REFERENCE [--steps 400] [--seeds 0 1 2] [--only KEY ...]
     [--results ablation.jsonl] [--table ablation.md]
 
 Trains one student after the other in this process and appends a JSON line for each; what is in the
@@ -141,7 +141,7 @@ def tables(rows: list[dict[str, Any]]) -> str:
 
 def main() -> None:
     """Run the sweep, then write the tables if asked to."""
-    parser = arguments(__doc__ or "", results="ablation.jsonl", steps=400)
+    parser = arguments(__doc__ or "", results="ablation.jsonl", steps=400, seeds=(0, 1, 2))
     parser.add_argument("--only", nargs="+", metavar="VARIANT")
     options = parser.parse_args()
     sweep(options)

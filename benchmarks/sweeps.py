@@ -47,7 +47,9 @@ def train(
     return run
 
 
-def arguments(description: str, *, results: str, steps: int) -> argparse.ArgumentParser:
+def arguments(
+    description: str, *, results: str, steps: int, seeds: tuple[int, ...] = (0,)
+) -> argparse.ArgumentParser:
     """Return the command line of a sweep; the caller adds what it varies."""
     parser = argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -56,7 +58,7 @@ def arguments(description: str, *, results: str, steps: int) -> argparse.Argumen
     parser.add_argument("teacher", help="folder of the teacher")
     parser.add_argument("reference", help="statistics of real images, or images, as .npz")
     parser.add_argument("--steps", type=int, default=steps, help=f"of the baseline [{steps}]")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--seeds", type=int, nargs="+", default=list(seeds))
     parser.add_argument("--results", type=Path, default=Path(results))
     parser.add_argument("--table", type=Path, help="Markdown file to write")
     return parser
