@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import html
-import tracemalloc
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -159,21 +158,15 @@ def _phases(distiller: Distiller) -> dict[bool, float]:
 
 def _trace(distiller: Distiller) -> tuple[list[Call], int]:
     """Return the distinct calls of a step, and the peak bytes of its Python arrays."""
-    started = not tracemalloc.is_tracing()
-    if started:
-        tracemalloc.start()
-    try:
-        tracemalloc.reset_peak()
-        before = tracemalloc.get_traced_memory()[0]
-        with _recording(distiller) as calls:
-            for corrected in _phases(distiller):
-                losses = distiller._loss_and_gradient(distiller._draw(), corrected)
-                distiller._training.backward(losses.gradient)
-        arrays = tracemalloc.get_traced_memory()[1] - before
-    finally:
-        if started:
-            tracemalloc.stop()
-    return sorted(set(calls)), max(0, arrays)
+
+    def steps() -> None:
+        for corrected in _phases(distiller):
+            losses = distiller._loss_and_gradient(distiller._draw(), corrected)
+            distiller._training.backward(losses.gradient)
+
+    with _recording(distiller) as calls:
+        _, arrays = _core.peak_array_bytes(steps)
+    return sorted(set(calls)), arrays
 
 
 # ----------------------------------------------------------------------------------- the bytes

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -20,8 +21,10 @@ from models import (
     save_teacher,
     weights_of,
 )
+from numpy._core.multiarray import get_handler_name
 from processes import SANITIZED
 
+from boot import _core
 from boot.cli import main
 from boot.config import DistillConfig
 from boot.errors import ConfigError
@@ -40,6 +43,33 @@ def held(distiller):
         "arena": max(m["arena"] for m in memory),
         "packed": sum(m["packed"] for m in memory),
     }
+
+
+def test_arrays_of_a_call_are_counted_at_their_peak_and_those_of_other_threads_are_not():
+    def call():
+        zeros, ones = np.zeros(1000), np.ones(10**6, np.float32)
+        del ones
+        thread = threading.Thread(target=lambda: kept.append(np.ones(10**7)))
+        thread.start(), thread.join()
+        zeros.resize(3000, refcheck=False)
+        return zeros
+
+    kept: list = []
+    found, peak = _core.peak_array_bytes(call)
+    assert 4_008_000 <= peak < 4_010_000
+    np.testing.assert_array_equal(found, np.zeros(3000))
+    assert get_handler_name(found) != get_handler_name() == get_handler_name(kept[0])
+
+
+def test_a_counted_call_that_fails_says_so_and_is_counted_no_longer():
+    outer = get_handler_name()
+    with pytest.raises(ZeroDivisionError):
+        _core.peak_array_bytes(lambda: 1 / 0)
+    with pytest.raises(TypeError, match="not callable"):
+        _core.peak_array_bytes(5)
+    with pytest.raises(MemoryError):
+        _core.peak_array_bytes(lambda: np.empty(2**62, np.uint8))
+    assert get_handler_name() == outer
 
 
 @pytest.mark.parametrize(
