@@ -24,7 +24,7 @@ CORE = [
 GLUE = [
     "create", "grads", "parameters", "weights", "kernels", "plan", "forward", "train",
     "pin_kernels", "weighted_mse", "diffuse", "guide", "signal_from_output",
-    "alphas_cumprod", "show_config", "ops", "conv_kernels", "add_backward", "attention_forward",
+    "alphas_cumprod", "show_config", "ops", "conv_kernels", "peak_array_bytes", "add_backward", "attention_forward",
 ]  # fmt: skip
 
 

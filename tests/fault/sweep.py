@@ -198,6 +198,7 @@ def entry_points() -> dict[str, Callable[[], Call]]:
         "show_config": lambda: lambda: len(_core.show_config()),
         "ops": lambda: lambda: len(_core.ops()),
         "conv_kernels": lambda: lambda: len(_core.conv_kernels()),
+        "peak_array_bytes": lambda: lambda: _core.peak_array_bytes(IMAGES.copy)[0],
         "distiller_step": distiller_step,
         "sample": sampling,
         "load_teacher": lambda: loading(teacher),
