@@ -19,12 +19,12 @@ FAULT = Path(__file__).parent / "fault"
 # What differs in kind: building, planning, running, running backwards, growing, packing, one op.
 CORE = [
     "create", "grads", "plan_train", "second_size", "shared", "pin_kernels",
-    "bench_conv", "conv2d_backward",
+    "bench_conv", "conv2d_backward", "peak_array_bytes",
 ]  # fmt: skip
 GLUE = [
     "create", "grads", "parameters", "weights", "kernels", "plan", "forward", "train",
     "pin_kernels", "weighted_mse", "diffuse", "guide", "signal_from_output",
-    "alphas_cumprod", "show_config", "ops", "conv_kernels", "peak_array_bytes", "add_backward", "attention_forward",
+    "alphas_cumprod", "show_config", "ops", "conv_kernels", "add_backward", "attention_forward",
 ]  # fmt: skip
 
 

@@ -6,8 +6,9 @@
 #include "python/glue.h"
 
 #include <stdatomic.h>
-#include <stddef.h>
-#include <stdlib.h>
+#include <string.h>
+
+#include "base/memory.h"
 
 /* Lives as long as any array that was made with it: they hold its capsule. */
 typedef struct {
@@ -15,60 +16,60 @@ typedef struct {
     atomic_llong bytes, peak;
 } counter;
 
-/* In front of each block, as large as malloc's alignment, so that the data keeps it. */
-typedef union {
-    size_t size;
-    max_align_t alignment;
-} header;
+/* A block's size lies in the cache line before its data, which keeps the alignment. */
+enum { LINE = 64 };
 
-static void *counted(counter *c, header *h, size_t size) {
-    if (!h) return NULL;
-    h->size = size;
+static size_t *size_of(void *data) { return (size_t *)((char *)data - LINE); }
+
+static void *counted(counter *c, size_t size, bool zeroed) {
+    void *block;
+    if (size > SIZE_MAX - LINE || boot_alloc(&block, LINE + size, zeroed, "array")) return NULL;
+    void *data = (char *)block + LINE;
+    *size_of(data) = size;
     const long long now = atomic_fetch_add(&c->bytes, (long long)size) + (long long)size;
     long long peak = atomic_load(&c->peak);
     while (now > peak && !atomic_compare_exchange_weak(&c->peak, &peak, now)) {
     }
-    return h + 1;
+    return data;
 }
 
-static void *counter_malloc(void *c, size_t size) {
-    return size > SIZE_MAX - sizeof(header) ? NULL
-                                            : counted(c, malloc(sizeof(header) + size), size);
-}
+static void *counter_malloc(void *c, size_t size) { return counted(c, size, false); }
 
 static void *counter_calloc(void *c, size_t n, size_t size) {
-    if (size && n > (SIZE_MAX - sizeof(header)) / size) return NULL;
-    return counted(c, calloc(1, sizeof(header) + n * size), n * size);
+    return size && n > SIZE_MAX / size ? NULL : counted(c, n * size, true);
 }
 
-static void counter_free(void *context, void *data, size_t size) {
-    (void)size; /* NumPy's idea of it; the header knows what was counted */
+static void counter_free(void *c, void *data, size_t unused) {
+    (void)unused; /* NumPy's idea of the size; what was counted is known */
     if (!data) return;
-    header *h = (header *)data - 1;
-    atomic_fetch_sub(&((counter *)context)->bytes, (long long)h->size);
-    free(h);
+    atomic_fetch_sub(&((counter *)c)->bytes, (long long)*size_of(data));
+    boot_free(size_of(data));
 }
 
-static void *counter_realloc(void *context, void *data, size_t size) {
-    if (!data) return counter_malloc(context, size);
-    if (size > SIZE_MAX - sizeof(header)) return NULL;
-    header *h = (header *)data - 1;
-    const size_t before = h->size;
-    if (!(h = realloc(h, sizeof(header) + size))) return NULL;
-    atomic_fetch_sub(&((counter *)context)->bytes, (long long)before);
-    return counted(context, h, size);
+static void *counter_realloc(void *c, void *data, size_t size) {
+    void *moved = counted(c, size, false);
+    if (!moved || !data) return moved;
+    const size_t before = *size_of(data);
+    memcpy(moved, data, before < size ? before : size);
+    counter_free(c, data, 0);
+    return moved;
 }
 
-static void counter_close(PyObject *capsule) { free(PyCapsule_GetPointer(capsule, "mem_handler")); }
+static void counter_close(PyObject *capsule) {
+    boot_free(PyCapsule_GetPointer(capsule, "mem_handler"));
+}
 
 static PyObject *counter_new(counter **c) {
-    if (!(*c = calloc(1, sizeof **c))) return PyErr_NoMemory();
+    void *block;
+    const boot_status status = boot_alloc(&block, sizeof **c, true, "counter of array bytes");
+    if (status) return boot_py_error(status);
+    *c = block;
     (*c)->handler = (PyDataMem_Handler){
         .name = "boot_counter",
         .version = 1,
         .allocator = {*c, counter_malloc, counter_calloc, counter_realloc, counter_free}};
     PyObject *capsule = PyCapsule_New(*c, "mem_handler", counter_close);
-    if (!capsule) free(*c);
+    if (!capsule) boot_free(*c);
     return capsule;
 }
 
