@@ -7,6 +7,8 @@
 
 #include "base/isa.h"
 
+enum { AHEAD = 40 }; /* steps of K between an operand's prefetch and its use */
+
 #define VL 16
 #define MR 12
 #define NAME(x) avx512_##x

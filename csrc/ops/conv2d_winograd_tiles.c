@@ -5,6 +5,10 @@
 #include "base/isa.h"
 #include "ops/conv2d_winograd.h"
 
+/* Inputs k from the prefetch of weights, or of their gradients, to their use: there are more
+   streams of them than the processor follows by itself. */
+enum { TAPS_AHEAD = 16 };
+
 #define VL 16
 #define NAME(x) avx512_##x
 #define TARGET BOOT_TARGET_AVX512
