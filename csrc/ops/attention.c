@@ -16,7 +16,7 @@
 
 enum { Q, K, V };
 enum { HEADS };
-enum { ROWS = 48 }; /* queries in one block */
+enum { ROWS = 48, MIN_PART = 16 }; /* queries in one block, and the fewest worth a thread */
 
 static int64_t round16(int64_t x) { return (x + 15) / 16 * 16; }
 
@@ -92,27 +92,38 @@ static work work_of(const boot_node *node, float *scratch, int thread) {
                   ld};
 }
 
-/* q, k, v, o: (N, H, W, C) */
-static boot_status attention_forward(const boot_node *node, const boot_call *call) {
+/* Queries [from, to) of one image and head. */
+static void forward_rows(const boot_node *node, const boot_call *call, int64_t n, int64_t h,
+                         int64_t from, int64_t to, work w) {
     const boot_tensor *q = &call->in[Q], *k = &call->in[K], *v = &call->in[V], *o = &call->out;
     const int64_t heads = (int64_t)node->attr[HEADS], T = q->h * q->w, d = q->c / heads;
     const float scale = (float)(1.0 / sqrt((double)d));
-#pragma omp parallel for collapse(2) schedule(static) if (q->n * heads * T * T * d > 65536)
-    for (int64_t n = 0; n < q->n; n++)
-        for (int64_t h = 0; h < heads; h++) {
-            const work w = work_of(node, call->scratch, omp_get_thread_num());
-            const float *qh = q->data + n * T * q->ld + h * d,
-                        *kh = k->data + n * T * k->ld + h * d;
-            const float *vh = v->data + n * T * v->ld + h * d;
-            float *oh = o->data + n * T * o->ld + h * d, *lse = call->saved + (n * heads + h) * T;
-            boot_transpose(T, d, kh, k->ld, w.kt, w.ld);
-            for (int64_t i = 0; i < T; i += ROWS) {
-                const int64_t rows = T - i < ROWS ? T - i : ROWS;
-                boot_gemm(rows, T, d, qh + i * q->ld, q->ld, 1, w.kt, w.ld, NULL, w.s, w.ld, false);
-                softmax_rows(rows, T, w.ld, scale, w.s, lse + i);
-                boot_gemm(rows, d, T, w.s, w.ld, 1, vh, v->ld, NULL, oh + i * o->ld, o->ld, false);
-            }
-        }
+    const float *qh = q->data + n * T * q->ld + h * d, *kh = k->data + n * T * k->ld + h * d;
+    const float *vh = v->data + n * T * v->ld + h * d;
+    float *oh = o->data + n * T * o->ld + h * d, *lse = call->saved + (n * heads + h) * T;
+    boot_transpose(T, d, kh, k->ld, w.kt, w.ld);
+    for (int64_t i = from; i < to; i += ROWS) {
+        const int64_t rows = to - i < ROWS ? to - i : ROWS;
+        boot_gemm(rows, T, d, qh + i * q->ld, q->ld, 1, w.kt, w.ld, NULL, w.s, w.ld, false);
+        softmax_rows(rows, T, w.ld, scale, w.s, lse + i);
+        boot_gemm(rows, d, T, w.s, w.ld, 1, vh, v->ld, NULL, oh + i * o->ld, o->ld, false);
+    }
+}
+
+/* q, k, v, o: (N, H, W, C) */
+static boot_status attention_forward(const boot_node *node, const boot_call *call) {
+    const boot_tensor *q = &call->in[Q];
+    const int64_t heads = (int64_t)node->attr[HEADS], T = q->h * q->w, d = q->c / heads;
+    const int64_t units = q->n * heads, threads = omp_get_max_threads();
+    /* Images and heads that do not go round are cut by their queries too, whose sums stay whole. */
+    const bool uneven = units % threads && units < 4 * threads && T >= threads * MIN_PART;
+    const int64_t parts = uneven ? threads : 1;
+#pragma omp parallel for collapse(2) schedule(static) if (units * T * T * d > 65536)
+    for (int64_t unit = 0; unit < units; unit++)
+        for (int64_t part = 0; part < parts; part++)
+            forward_rows(node, call, unit / heads, unit % heads, part * T / parts,
+                         (part + 1) * T / parts,
+                         work_of(node, call->scratch, omp_get_thread_num()));
     return BOOT_OK;
 }
 
