@@ -9,6 +9,7 @@ import pytest
 from models import CONFIG, make_teacher, noise, tensors
 from test_student import make_student
 
+import boot
 from boot.errors import FormatError
 from boot.network import Network
 from boot.unet_config import UNet2DConfig
@@ -112,6 +113,30 @@ def test_packed_weights_follow_the_weights(kernel):
                 each.weights[:] *= 1.5
                 each.weights_changed()
         assert net.kernels[able[1]] == kernel
+
+
+def test_a_network_beyond_the_caches_is_timed_on_cold_weights_and_reads_them_once():
+    """In one shard, that is: each shard would read all packed weights from memory."""
+    config = dataclasses.replace(
+        CONFIG, block_out_channels=(320, 320), norm_num_groups=32, num_class_embeds=None
+    )
+    net, x, t = Network(config), noise(2), np.full(2, 500.0)
+    assert net.num_parameters > 8_000_000
+    net.weights[:] = np.random.default_rng(1).standard_normal(len(net.weights)) * 0.01
+    net.weights_changed()
+    expected = net.forward(x, t)
+    net.keep_packed(True)
+    before = boot.get_num_threads()
+    try:
+        boot.set_num_threads(2)
+        found = net.forward(x, t), net.forward(x, t)
+    finally:
+        boot.set_num_threads(before)
+    for each in found:
+        np.testing.assert_allclose(each, expected, rtol=1e-4, atol=1e-4 * abs(expected).max())
+    kept = [key for key in net.kernels if key.endswith(" packed cold")]
+    assert len(kept) > 5
+    assert all(" n2 " in key for key in kept)  # not n1: a shard each
 
 
 def test_networks_that_share_an_arena_compute_what_they_did_alone():

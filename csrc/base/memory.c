@@ -62,6 +62,15 @@ void boot_free(void *block) {
         free(header.start);
 }
 
+void boot_evict(const void *block, size_t bytes) {
+#if defined(__x86_64__)
+    const char *at = block;
+    for (size_t i = 0; i < bytes; i += CACHE_LINE) __builtin_ia32_clflush(at + i);
+#else
+    (void)block, (void)bytes;
+#endif
+}
+
 boot_status boot_count4(int64_t a, int64_t b, int64_t c, int64_t d, int64_t *count) {
     BOOT_TRY(boot_mul(a, b, count));
     BOOT_TRY(boot_mul(*count, c, count));

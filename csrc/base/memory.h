@@ -15,6 +15,10 @@ boot_status boot_alloc(void **block, size_t bytes, bool zeroed, const char *what
 /* Accepts NULL. */
 void boot_free(void *block);
 
+/* Drops a block from the processor's caches, where it can (x86): what is timed then reads it from
+   memory, as a network does that is larger than the caches. */
+void boot_evict(const void *block, size_t bytes);
+
 /* Most numbers that one tensor may hold. A thousand such tensors still have an int64 of bytes, so
    that sums and sizeof need no checks of their own. */
 #define BOOT_COUNT_MAX ((int64_t)1 << 48)

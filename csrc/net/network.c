@@ -9,6 +9,9 @@
 #include "ops/conv2d.h"
 
 enum { MAX_PLANS = 12, MAX_SHARDS = 256, FIXED_SHARDS = 4 };
+/* Above it a call's packed weights (four times the weights where Winograd takes all) are more than
+   a last-level cache holds: each call reads them from memory. */
+enum { COLD_PARAMETERS = 8000000 };
 
 typedef struct {
     boot_shards shards;
@@ -168,14 +171,20 @@ static cached_plan *place_for_plan(boot_network *network) {
     return oldest;
 }
 
-/* One shard per thread pays where a network is small enough to keep its packed weights: threads
-   share those, while a large one would read or pack all its weights once per shard. */
+static bool is_cold(const boot_network *network) {
+    return network->params.floats > COLD_PARAMETERS;
+}
+
+/* One shard per thread pays where a network is small enough to keep its packed weights in the
+   caches: threads share those, while a large one would read or pack all its weights once per
+   shard. */
 static int shards_for(const boot_network *network, int64_t n) {
     const int threads = omp_get_max_threads();
     /* Gradients are summed over shards: their number must not follow that of the threads then. Four
        keep up to four threads busy. */
     const int shards = network->thread_independent ? FIXED_SHARDS : threads;
-    return network->keep_packed && n >= shards && shards <= MAX_SHARDS ? shards : 1;
+    const bool pays = network->keep_packed && (network->thread_independent || !is_cold(network));
+    return pays && n >= shards && shards <= MAX_SHARDS ? shards : 1;
 }
 
 static int build(boot_graph *graph, const void *config, int64_t n, int64_t height, int64_t width) {
@@ -188,6 +197,7 @@ static boot_status make_plans(boot_network *network, int64_t n, int64_t height, 
                                  .tuner = &network->tuner,
                                  .hints = &network->hints,
                                  .packed = network->keep_packed,
+                                 .cold = is_cold(network),
                                  .gradient_checkpointing = network->gradient_checkpointing,
                                  .by_rule = by_rule || network->thread_independent,
                                  .thread_independent = network->thread_independent,

@@ -89,9 +89,16 @@ static boot_status conv2d_infer(boot_node *node) {
 
 static int64_t max64(int64_t a, int64_t b) { return a > b ? a : b; }
 
+static void evict(const boot_packs *packs, const float *weight, int64_t floats) {
+    boot_evict(weight, floats * sizeof(float));
+    for (int i = 0; i < packs->count; i++)
+        boot_evict(packs->items[i].data, packs->items[i].floats * sizeof(float));
+}
+
 boot_status boot_conv_time(const boot_conv_kernel *kernel, const boot_conv_shape *s,
                            boot_conv_direction direction, boot_dnnl *dnnl, int repeats,
-                           double give_up, bool packed, int64_t limit, double *seconds) {
+                           double give_up, boot_conv_packing packing, int64_t limit,
+                           double *seconds) {
     int64_t nx, ny, nw;
     BOOT_TRY(boot_count4(s->N, s->H, s->W, s->I, &nx));
     BOOT_TRY(boot_count4(s->N, s->Ho, s->Wo, s->O, &ny));
@@ -124,8 +131,9 @@ boot_status boot_conv_time(const boot_conv_kernel *kernel, const boot_conv_shape
                                      .ldy = s->O,
                                      .scale = 1,
                                      .scratch = b + (s->O + 15) / 16 * 16,
-                                     .packs = packed ? &packs : NULL};
+                                     .packs = packing == BOOT_PACK_AGAIN ? NULL : &packs};
         for (int r = 0; r <= repeats && !status; r++) { /* the first run warms up */
+            if (packing == BOOT_PACK_KEPT_COLD) evict(&packs, w, nw);
             const double start = omp_get_wtime();
             status = kernel->run(state, s, direction, &args);
             const double spent = omp_get_wtime() - start;
@@ -143,6 +151,9 @@ boot_status boot_conv_time(const boot_conv_kernel *kernel, const boot_conv_shape
 static boot_status time_kernels(const boot_conv_shape *s, boot_conv_direction direction,
                                 boot_plan_context *context, const char *key) {
     enum { ROUNDS = 2, REPEATS = 3 };
+    const boot_conv_packing packing = !context->packed ? BOOT_PACK_AGAIN
+                                      : context->cold  ? BOOT_PACK_KEPT_COLD
+                                                       : BOOT_PACK_KEPT;
     double best[BOOT_NUM_CONV_KERNELS], lead = 1e30;
     int winner = 0;
     for (int i = 0; i < BOOT_NUM_CONV_KERNELS; i++) best[i] = 1e30;
@@ -153,8 +164,8 @@ static boot_status time_kernels(const boot_conv_shape *s, boot_conv_direction di
             if (!kernel->automatic || !kernel->applies(s, direction) || best[i] < 0) continue;
             if (round > 0 && best[i] > 2 * lead) continue;
             const boot_status status =
-                boot_conv_time(kernel, s, direction, context->dnnl, REPEATS, 2 * lead,
-                               context->packed, context->limit_bytes, &seconds);
+                boot_conv_time(kernel, s, direction, context->dnnl, REPEATS, 2 * lead, packing,
+                               context->limit_bytes, &seconds);
             /* Not on this processor, or larger than the memory limit. */
             if (status == BOOT_ERR_UNSUPPORTED || status == BOOT_ERR_MEMORY) best[i] = -1;
             if (best[i] < 0) continue;
@@ -184,12 +195,15 @@ static boot_status choose_kernel(const boot_node *node, const boot_conv_shape *s
         return boot_fail(BOOT_ERR_UNSUPPORTED, "conv2d (%s): kernel %s does not do this shape",
                          node->name, (*chosen)->name);
     }
+    const bool kept = context->packed && direction != BOOT_CONV_WEIGHTS;
     snprintf(key, sizeof key, "%s n%lld %lldx%lldx%lld o%lld k%lld s%lld p%lld,%lld t%d%s%s",
              direction_name[direction], (long long)s->N, (long long)s->H, (long long)s->W,
              (long long)s->I, (long long)s->O, (long long)s->k, (long long)s->stride,
              (long long)s->pad_begin, (long long)s->pad_end, omp_get_max_threads(),
              s->upsampled ? " upsampled" : "",
-             context->packed && direction != BOOT_CONV_WEIGHTS ? " packed" : "");
+             !kept           ? ""
+             : context->cold ? " packed cold"
+                             : " packed");
     const boot_choice *known;
     BOOT_TRY(boot_tuner_recall(context, key, &known));
     if (!known && !context->by_rule) {

@@ -69,11 +69,16 @@ extern const boot_conv_kernel boot_conv_direct, boot_conv_dnnl_winograd, boot_co
 enum { BOOT_NUM_CONV_KERNELS = 5 };
 extern const boot_conv_kernel *const boot_conv_kernels[BOOT_NUM_CONV_KERNELS];
 
+/* How a timed run finds its weights: to be packed, kept packed by the run before, or kept packed
+   but not in the caches. */
+typedef enum { BOOT_PACK_AGAIN, BOOT_PACK_KEPT, BOOT_PACK_KEPT_COLD } boot_conv_packing;
+
 /* Best of up to `repeats` runs in seconds on made-up data, for the tuner and for benchmarks. Stops
-   early once a run took longer than `give_up` seconds: such a kernel has lost. `packed`: packing
-   weights is not counted. BOOT_ERR_MEMORY if that takes more than `limit` bytes; 0: no limit. */
+   early once a run took longer than `give_up` seconds: such a kernel has lost. BOOT_ERR_MEMORY if
+   that takes more than `limit` bytes; 0: no limit. */
 boot_status boot_conv_time(const boot_conv_kernel *kernel, const boot_conv_shape *shape,
                            boot_conv_direction direction, boot_dnnl *dnnl, int repeats,
-                           double give_up, bool packed, int64_t limit, double *seconds);
+                           double give_up, boot_conv_packing packing, int64_t limit,
+                           double *seconds);
 
 #endif

@@ -43,7 +43,7 @@ typedef struct {
     boot_tile_out sink;
     const float *x;
     float *u;
-    int64_t panels, plane_u;
+    int64_t panels, plane_u, panel_u;
 } pass;
 
 static void input_tile(const pass *p, int64_t tile, int64_t slot, float *v) {
@@ -62,7 +62,7 @@ static void output_tile(const pass *p, int64_t tile, int64_t slot, const float *
 /* M = V U for panel j of plane q. */
 static void product(const pass *p, int64_t rows, int64_t q, int64_t j, const float *v, float *m) {
     p->panel(rows, p->in.channels, v + q * p->cut.plane_v, p->cut.ldv, 1,
-             p->u + q * p->plane_u + j * p->in.channels * p->nr, p->nr, NULL,
+             p->u + j * p->panel_u + q * p->plane_u, p->nr, NULL,
              m + q * p->cut.plane_m + j * p->nr, p->cut.ldm, false);
 }
 
@@ -93,22 +93,22 @@ static void run_shared(const pass *p, float *work) {
 #pragma omp for schedule(static)
         for (int64_t i = 0; i < rows; i++) input_tile(p, b * k->block + i, i, v);
 #pragma omp for collapse(2) schedule(static)
-        for (int q = 0; q < p->planes.count; q++)
-            for (int64_t j = 0; j < p->panels; j++) product(p, rows, p->planes.at[q], j, v, m);
+        for (int64_t j = 0; j < p->panels; j++)
+            for (int q = 0; q < p->planes.count; q++) product(p, rows, p->planes.at[q], j, v, m);
 #pragma omp for schedule(static)
         for (int64_t i = 0; i < rows; i++) output_tile(p, b * k->block + i, i, m);
     }
 }
 
-/* U in panels of p->nr outputs; panel j of plane q at u + q * plane_u + j * K * nr. Runs on the
- * team. */
+/* U in panels of p->nr outputs; plane q of panel j at u + j * panel_u + q * plane_u, so that a
+   thread that takes panels reads one stretch of memory. Runs on the team. */
 static void pack_panels(const pass *p, const boot_conv_shape *s, const float *weight, bool data) {
     const int64_t K = p->in.channels, C = p->out.channels;
     const int64_t so = data ? 9 : 9 * s->I, sk = data ? 9 * s->I : 9;
 #pragma omp for schedule(static)
     for (int64_t j = 0; j < p->panels; j++)
         p->f->weight_panel(C - j * p->nr, K, weight + j * p->nr * so, so, sk, data,
-                           p->u + j * p->nr * K, p->plane_u);
+                           p->u + j * p->panel_u, p->plane_u);
 }
 
 /* Everything about a pass but where U is. */
@@ -127,7 +127,7 @@ static pass pass_of(const boot_conv_shape *s, const boot_conv_args *t, bool data
                                     t->ldr, t->ldt,  t->scale, false};
     p.panel = boot_gemm_panel(&p.nr);
     p.panels = (C + p.nr - 1) / p.nr;
-    p.plane_u = p.panels * K * p.nr + PAD;
+    p.plane_u = K * p.nr + PAD, p.panel_u = PLANES * p.plane_u;
     return p;
 }
 
@@ -136,7 +136,8 @@ static const void *pack_key(bool data) { return (const char *)&boot_conv_winogra
 
 /* U's place among the kept packs. */
 static boot_status find_pack(pass *p, const boot_conv_args *t, bool data, bool *fresh) {
-    return boot_packs_get(t->packs, t->weight, pack_key(data), PLANES * p->plane_u, &p->u, fresh);
+    return boot_packs_get(t->packs, t->weight, pack_key(data), p->panels * p->panel_u, &p->u,
+                          fresh);
 }
 
 static boot_status winograd_pack(void *state, const boot_conv_shape *s,
@@ -163,24 +164,36 @@ static int64_t few_plane_v(const pass *p) { return p->cut.tiles * p->cut.ldv + P
 static int64_t few_plane_u(const pass *p) { return DEPTH * p->nr + PAD; }
 static int64_t few_plane_m(const pass *p) { return p->cut.tiles * p->nr + PAD; }
 
-/* One panel of outputs for all tiles: U and M stay in this thread's cache. */
-static void few_panel(const pass *p, const boot_conv_shape *s, const float *weight, bool data,
-                      int64_t o, const float *v, float *u) {
-    const int64_t K = p->in.channels, plane_u = few_plane_u(p), plane_m = few_plane_m(p);
+/* M = V U of the panel of outputs from `o` on, for all tiles. U: packed, or made here piece by
+   piece in this thread's cache. */
+static void few_products(const pass *p, const boot_conv_args *t, bool data, int64_t o,
+                         const float *v, float *u, float *m) {
+    const boot_conv_shape *s = p->s;
+    const int64_t K = p->in.channels, piece = t->packs ? K : DEPTH;
     const int64_t so = data ? 9 : 9 * s->I, sk = data ? 9 * s->I : 9;
-    float *m = u + PLANES * plane_u;
-    pass part = *p; /* the same pass, seen by these outputs alone */
-    for (int64_t k = 0; k < K; k += DEPTH) {
-        const int64_t depth = K - k < DEPTH ? K - k : DEPTH;
-        p->f->weight_panel(p->out.channels - o, depth, weight + o * so + k * sk, so, sk, data, u,
-                           plane_u);
+    const int64_t plane_u = t->packs ? p->plane_u : few_plane_u(p);
+    const float *from = t->packs ? p->u + o / p->nr * p->panel_u : u;
+    for (int64_t k = 0; k < K; k += piece) {
+        const int64_t depth = K - k < piece ? K - k : piece;
+        if (!t->packs)
+            p->f->weight_panel(p->out.channels - o, depth, t->weight + o * so + k * sk, so, sk,
+                               data, u, plane_u);
         for (int i = 0; i < p->planes.count; i++) {
             const int64_t q = p->planes.at[i];
             p->panel(p->cut.tiles, depth, v + q * few_plane_v(p) + k, p->cut.ldv, 1,
-                     u + q * plane_u, p->nr, NULL, m + q * plane_m, p->nr, k > 0);
+                     from + q * plane_u, p->nr, NULL, m + q * few_plane_m(p), p->nr, k > 0);
         }
     }
-    boot_tile_clear_unused(s, m, plane_m);
+}
+
+/* One panel of outputs for all tiles: M, and U, stay in this thread's cache. */
+static void few_panel(const pass *p, const boot_conv_args *t, bool data, int64_t o, const float *v,
+                      float *u) {
+    const int64_t plane_m = few_plane_m(p);
+    float *m = u + PLANES * few_plane_u(p);
+    few_products(p, t, data, o, v, u, m);
+    boot_tile_clear_unused(p->s, m, plane_m);
+    pass part = *p; /* the same pass, seen by these outputs alone */
     part.cut.ldm = p->nr, part.cut.plane_m = plane_m;
     part.out.channels = p->out.channels - o < p->nr ? p->out.channels - o : p->nr;
     part.sink.y += o;
@@ -190,8 +203,7 @@ static void few_panel(const pass *p, const boot_conv_shape *s, const float *weig
     for (int64_t i = 0; i < p->cut.tiles; i++) output_tile(&part, i, i, m);
 }
 
-static void run_few(const pass *p, const boot_conv_shape *s, const float *weight, bool data,
-                    float *v) {
+static void run_few(const pass *p, const boot_conv_args *t, bool data, float *v) {
     const int64_t each = PLANES * (few_plane_u(p) + few_plane_m(p));
     float *u = v + PLANES * few_plane_v(p) + omp_get_thread_num() * each;
     pass all = *p;
@@ -199,22 +211,22 @@ static void run_few(const pass *p, const boot_conv_shape *s, const float *weight
 #pragma omp for schedule(static)
     for (int64_t i = 0; i < p->cut.tiles; i++) input_tile(&all, i, i, v);
 #pragma omp for schedule(static)
-    for (int64_t j = 0; j < p->panels; j++) few_panel(p, s, weight, data, j * p->nr, v, u);
+    for (int64_t j = 0; j < p->panels; j++) few_panel(p, t, data, j * p->nr, v, u);
 }
 
 static boot_status run_pass(const boot_conv_shape *s, const boot_conv_args *t, bool data) {
     pass p = pass_of(s, t, data);
-    float *work = t->scratch + PLANES * p.plane_u;
-    bool fresh = false;
+    float *work = t->scratch + p.panels * p.panel_u;
+    const bool few = few_tiles(&p);
+    bool fresh = !t->packs && few;
     if (t->packs) BOOT_TRY(find_pack(&p, t, data, &fresh));
-    const bool few = !t->packs && few_tiles(&p);
     /* Below this many multiplications one thread is faster than a fork and several barriers. */
     const bool alone = p.cut.tiles * p.in.channels * p.out.channels * PLANES < 200000;
 #pragma omp parallel if (!alone)
     {
-        if (!fresh && !few) pack_panels(&p, s, t->weight, data);
+        if (!fresh) pack_panels(&p, s, t->weight, data);
         if (few)
-            run_few(&p, s, t->weight, data, t->scratch);
+            run_few(&p, t, data, t->scratch);
         else if (p.cut.shared)
             run_shared(&p, work);
         else
@@ -242,7 +254,8 @@ static boot_status winograd_create(const boot_conv_shape *s, boot_conv_direction
     const pass p = pass_of(s, &(boot_conv_args){0}, direction == BOOT_CONV_DATA);
     const boot_tile_cut *k = &p.cut;
     const int64_t few = PLANES * (few_plane_v(&p) + threads * (few_plane_u(&p) + few_plane_m(&p)));
-    *scratch = PLANES * (p.plane_u + (k->shared ? 1 : threads) * (k->plane_v + k->plane_m));
+    *scratch =
+        p.panels * p.panel_u + PLANES * (k->shared ? 1 : threads) * (k->plane_v + k->plane_m);
     if (few_tiles(&p) && few > *scratch) *scratch = few;
     return BOOT_OK;
 }
@@ -259,7 +272,7 @@ static boot_pack_need winograd_pack_need(const void *state, const boot_conv_shap
     (void)state;
     const bool data = direction == BOOT_CONV_DATA;
     const pass p = pass_of(s, &(boot_conv_args){.scale = 1}, data);
-    return (boot_pack_need){pack_key(data), PLANES * p.plane_u, false};
+    return (boot_pack_need){pack_key(data), p.panels * p.panel_u, false};
 }
 
 static void winograd_destroy(void *state) { (void)state; }

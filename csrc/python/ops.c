@@ -257,7 +257,7 @@ static PyObject *bench_conv(PyObject *self, PyObject *args) {
     status = boot_dnnl_open(&dnnl);
     if (!status)
         status = boot_conv_time(boot_conv_kernels[kernel], &c, direction, &dnnl, repeats, 1e30,
-                                packed, 0, &seconds);
+                                packed ? BOOT_PACK_KEPT : BOOT_PACK_AGAIN, 0, &seconds);
     boot_dnnl_close(&dnnl);
     Py_END_ALLOW_THREADS;
     return status ? boot_py_error(status) : PyFloat_FromDouble(seconds);
