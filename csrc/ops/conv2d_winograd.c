@@ -217,7 +217,8 @@ static void run_few(const pass *p, const boot_conv_args *t, bool data, float *v)
 static boot_status run_pass(const boot_conv_shape *s, const boot_conv_args *t, bool data) {
     pass p = pass_of(s, t, data);
     float *work = t->scratch + p.panels * p.panel_u;
-    const bool few = few_tiles(&p);
+    /* Kept weights are for threads to share out: one alone goes by blocks, whose V is smaller. */
+    const bool few = few_tiles(&p) && (!t->packs || omp_get_max_threads() > 1);
     bool fresh = !t->packs && few;
     if (t->packs) BOOT_TRY(find_pack(&p, t, data, &fresh));
     /* Below this many multiplications one thread is faster than a fork and several barriers. */
