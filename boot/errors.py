@@ -288,7 +288,13 @@ def check_labels(name: str, value: object, count: int, num_classes: int) -> NDAr
     for label in (labels.min(), labels.max()):
         if not 0 <= label < num_classes:
             raise ValueError(f"{name} must be 0 ... {num_classes - 1}, got {label}")
-    return np.ascontiguousarray(np.broadcast_to(labels.astype(np.int64), (count,)))
+    return _spread(labels.astype(np.int64), count)
+
+
+def _spread(values: NDArray[Any], count: int) -> NDArray[Any]:
+    """Return values of shape (), (1,) or (count,) as a new array of shape (count,)."""
+    flat = values.reshape(-1)
+    return flat if len(flat) == count else np.full(count, flat[0])
 
 
 def check_timesteps(
@@ -312,7 +318,7 @@ def check_timesteps(
         raise ValueError(f"{name} must be a number or have shape ({count},), got {steps.shape}")
     for step in (steps.min(), steps.max()):
         check_float(name, float(step), lo, hi)
-    return np.ascontiguousarray(np.broadcast_to(steps.astype(np.float64), (count,)))
+    return _spread(steps.astype(np.float64), count)
 
 
 # ---------------------------------------------------------------------------------------- files

@@ -175,8 +175,9 @@ class Student:
 
         guidance_scale: a number or (count,); None: the default. Raises TypeError or ValueError.
         """
-        scale = self.info.guidance_scale if guidance_scale is None else guidance_scale
-        scales = check_timesteps("guidance_scale", scale, count)
+        if guidance_scale is None:
+            return np.full(count, self.info.guidance_scale)
+        scales = check_timesteps("guidance_scale", guidance_scale, count)
         lo, hi = self.info.scale_range
         if scales.min() < lo or scales.max() > hi:
             wrong = scales.min() if scales.min() < lo else scales.max()
