@@ -12,8 +12,8 @@ void boot_gemm(int64_t M, int64_t N, int64_t K, const float *a, int64_t rsa, int
                const float *b, int64_t ldb, const float *bias, float *c, int64_t ldc,
                bool accumulate);
 
-/* One panel of B: *nr columns with row stride ldb, C = A B + bias or += A B for all M rows. For
- * kernels that pack B. */
+/* One panel of B: *nr columns with row stride ldb, C = A B + bias or += A B for all M rows, K >= 1.
+ * For kernels that pack B. */
 typedef void (*boot_panel_fn)(int64_t M, int64_t K, const float *a, int64_t rsa, int64_t csa,
                               const float *b, int64_t ldb, const float *bias, float *c, int64_t ldc,
                               bool accumulate);

@@ -21,6 +21,10 @@ const char *boot_isa_name(boot_isa_level level);
 
 #define BOOT_INLINE static inline __attribute__((always_inline))
 
+/* Makes the compiler forget how pointer p came about. It would otherwise work out the addresses of
+   all rows of an unrolled loop beforehand, and spill them, and sums with them, to the stack. */
+#define BOOT_OPAQUE(p) __asm__("" : "+r"(p))
+
 /* From an always-inline `name_body PARAMS`, make `name PARAMS`: the same C compiled for every
    level, chosen at run time. Bodies hold plain loops that the compiler vectorises; no OpenMP
    inside. */
