@@ -11,7 +11,8 @@ enum { TAPS_AHEAD = 16 };
 
 /* Unrolled in the source: arrays of vectors stay in registers only where all indices are constants
    from the start. */
-#define EACH_4(F) F(0); F(1); F(2); F(3)
+#define EACH_3(F) F(0); F(1); F(2)
+#define EACH_4(F) EACH_3(F); F(3)
 #define EACH_6(F) EACH_4(F); F(4); F(5)
 
 #define VL 16
