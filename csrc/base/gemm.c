@@ -40,7 +40,7 @@ enum { AHEAD = 40 }; /* steps of K between an operand's prefetch and its use */
 #undef TARGET
 
 /* K is cut so that a B panel (KC x 2 VL floats) stays in the first-level cache. */
-enum { KC = 256, MAX_NR = 32, MC = 96 };
+enum { KC = 256, MAX_MR = 12, MAX_NR = 32, MC = 96, NC = 256 };
 
 boot_panel_fn boot_gemm_panel(int *nr) {
     switch (boot_isa()) {
@@ -105,6 +105,44 @@ void boot_gemm(int64_t M, int64_t N, int64_t K, const float *a, int64_t rsa, int
     }
 }
 
+static int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
+
+/* C (M x N) cut into rows x columns parts, one to a thread, at register tiles of MAX_MR x nr. */
+typedef struct {
+    int64_t M, N, row_tiles, panels, nr;
+    int64_t rows, columns;
+} grid;
+
+static int64_t largest_part(const grid *g) {
+    return least(g->M, (g->row_tiles + g->rows - 1) / g->rows * MAX_MR) *
+           least(g->N, (g->panels + g->columns - 1) / g->columns * g->nr);
+}
+
+/* The cut whose largest part is smallest; rows before columns. */
+static grid cut_grid(int64_t M, int64_t N, int nr, int threads) {
+    grid best = {M, N, (M + MAX_MR - 1) / MAX_MR, (N + nr - 1) / nr, nr, threads, 1};
+    for (int64_t rows = threads - 1; rows > 0; rows--) {
+        grid g = best;
+        g.rows = rows, g.columns = threads / rows;
+        if (largest_part(&g) < largest_part(&best)) best = g;
+    }
+    return best;
+}
+
+/* One thread's part. Rows go in blocks whose A stays in the second-level cache while the columns
+   pass; where K is long, each piece of K takes all rows and columns at once, so that A and B are
+   read only once. */
+static void gemm_part(int64_t M, int64_t N, int64_t K, const float *a, int64_t rsa, int64_t csa,
+                      const float *b, int64_t ldb, const float *bias, float *c, int64_t ldc,
+                      bool accumulate) {
+    const bool deep = K > 2 * KC;
+    const int64_t bm = deep ? M : MC, bn = deep ? N : NC;
+    for (int64_t i = 0; i < M; i += bm)
+        for (int64_t j = 0; j < N; j += bn)
+            boot_gemm(least(M - i, bm), least(N - j, bn), K, a + i * rsa, rsa, csa, b + j, ldb,
+                      bias ? bias + j : NULL, c + i * ldc + j, ldc, accumulate);
+}
+
 void boot_gemm_parallel(int64_t M, int64_t N, int64_t K, const float *a, int64_t rsa, int64_t csa,
                         const float *b, int64_t ldb, const float *bias, float *c, int64_t ldc,
                         bool accumulate) {
@@ -113,18 +151,17 @@ void boot_gemm_parallel(int64_t M, int64_t N, int64_t K, const float *a, int64_t
         boot_gemm(M, N, K, a, rsa, csa, b, ldb, bias, c, ldc, accumulate);
         return;
     }
-    const int64_t bm = MC, bn = N <= 256 ? N : 256;
-    const int64_t rows = (M + bm - 1) / bm;
-    /* Few rows: cut the columns finer so that every thread has work. */
-    const int64_t step = rows >= 2 * omp_get_max_threads() ? bn : (N >= 64 ? 32 : N);
-    const int64_t cols = (N + step - 1) / step;
+    int nr;
+    boot_gemm_panel(&nr);
+    const grid g = cut_grid(M, N, nr, omp_get_max_threads());
 #pragma omp parallel for collapse(2) schedule(static)
-    for (int64_t i = 0; i < rows; i++)
-        for (int64_t j = 0; j < cols; j++) {
-            const int64_t m = M - i * bm < bm ? M - i * bm : bm;
-            const int64_t n = N - j * step < step ? N - j * step : step;
-            boot_gemm(m, n, K, a + i * bm * rsa, rsa, csa, b + j * step, ldb,
-                      bias ? bias + j * step : NULL, c + i * bm * ldc + j * step, ldc, accumulate);
+    for (int64_t i = 0; i < g.rows; i++)
+        for (int64_t j = 0; j < g.columns; j++) {
+            const int64_t m = g.row_tiles * i / g.rows * MAX_MR, n = g.panels * j / g.columns * nr;
+            const int64_t m_end = least(M, g.row_tiles * (i + 1) / g.rows * MAX_MR);
+            const int64_t n_end = least(N, g.panels * (j + 1) / g.columns * nr);
+            gemm_part(m_end - m, n_end - n, K, a + m * rsa, rsa, csa, b + n, ldb,
+                      bias ? bias + n : NULL, c + m * ldc + n, ldc, accumulate);
         }
 }
 

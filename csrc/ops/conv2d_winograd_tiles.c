@@ -11,9 +11,11 @@ enum { TAPS_AHEAD = 16 };
 
 /* Unrolled in the source: arrays of vectors stay in registers only where all indices are constants
    from the start. */
+/* clang-format off */
 #define EACH_3(F) F(0); F(1); F(2)
 #define EACH_4(F) EACH_3(F); F(3)
 #define EACH_6(F) EACH_4(F); F(4); F(5)
+/* clang-format on */
 
 #define VL 16
 #define NAME(x) avx512_##x
