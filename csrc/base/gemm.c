@@ -6,6 +6,7 @@
 #include <string.h>
 
 #include "base/isa.h"
+#include "base/lanes.h"
 
 enum { AHEAD = 40 }; /* steps of K between an operand's prefetch and its use */
 
@@ -177,9 +178,19 @@ void boot_transpose(int64_t rows, int64_t cols, const float *src, int64_t lds, f
 
 BOOT_INLINE void column_sums_body(int64_t rows, int64_t cols, const float *restrict src,
                                   int64_t lds, float *restrict sum) {
-    memset(sum, 0, cols * sizeof(float));
-    for (int64_t r = 0; r < rows; r++)
-        for (int64_t c = 0; c < cols; c++) sum[c] += src[r * lds + c];
+    enum { PART = 64 }; /* rows added up by themselves: long sums would lose digits */
+    for (int64_t c = 0; c < cols; c += BOOT_LANES) {
+        boot_lanes total = {0};
+        for (int64_t first = 0; first < rows; first += PART) {
+            boot_lanes part = {0}, v;
+            for (int64_t r = first; r < rows && r < first + PART; r++) {
+                boot_load_lanes(&v, src + r * lds, c, cols);
+                part += v;
+            }
+            total += part;
+        }
+        boot_store_lanes(sum, c, cols, &total);
+    }
 }
 BOOT_MULTI_ISA(column_sums, (int64_t rows, int64_t cols, const float *src, int64_t lds, float *sum),
                (rows, cols, src, lds, sum))

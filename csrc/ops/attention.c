@@ -11,6 +11,7 @@
 #include <omp.h>
 
 #include "base/gemm.h"
+#include "base/lanes.h"
 #include "base/vmath.h"
 #include "ops/op.h"
 
@@ -18,7 +19,9 @@ enum { Q, K, V };
 enum { HEADS };
 enum { ROWS = 48, MIN_PART = 16 }; /* queries in one block, and the fewest worth a thread */
 
-static int64_t round16(int64_t x) { return (x + 15) / 16 * 16; }
+/* Floats from row to row of T values: a multiple of 4096 bytes would put all rows into one cache
+ * set. */
+static int64_t row_stride(int64_t T) { return (T + 15) / 16 * 16 + 16; }
 
 static boot_status attention_infer(boot_node *node) {
     const boot_tensor *q = &node->in[Q];
@@ -34,7 +37,7 @@ static boot_status attention_infer(boot_node *node) {
     /* Per thread: k^T and v^T (d x T), two blocks of rows (ROWS x T), one column of sums. */
     const int64_t d = q->c / heads;
     node->scratch_floats =
-        (int64_t)omp_get_max_threads() * (2 * d * round16(T) + 2 * ROWS * round16(T) + ROWS + 64);
+        (int64_t)omp_get_max_threads() * (2 * (d + ROWS) * row_stride(T) + ROWS + 64);
     return boot_expect_size(node, &node->out);
 }
 
@@ -43,12 +46,10 @@ static boot_status attention_infer(boot_node *node) {
 BOOT_INLINE void softmax_rows_body(int64_t rows, int64_t T, int64_t ld, float scale, float *s,
                                    float *lse) {
     for (int64_t r = 0; r < rows; r++) {
-        float *row = s + r * ld, top = -INFINITY, sum = 0;
-        for (int64_t j = 0; j < T; j++) top = row[j] > top ? row[j] : top;
-        top *= scale;
+        float *row = s + r * ld;
+        const float top = boot_row_max(row, T) * scale;
         for (int64_t j = 0; j < T; j++) row[j] = boot_exp(row[j] * scale - top);
-        for (int64_t j = 0; j < T; j++) sum += row[j];
-        const float inverse = 1.0f / sum;
+        const float sum = boot_row_sum(row, T), inverse = 1.0f / sum;
         for (int64_t j = 0; j < T; j++) row[j] *= inverse;
         lse[r] = top + logf(sum);
     }
@@ -56,6 +57,16 @@ BOOT_INLINE void softmax_rows_body(int64_t rows, int64_t T, int64_t ld, float sc
 BOOT_MULTI_ISA(softmax_rows,
                (int64_t rows, int64_t T, int64_t ld, float scale, float *s, float *lse),
                (rows, T, ld, scale, s, lse))
+
+/* sum: (rows), of a * b along rows of d. */
+BOOT_INLINE void row_products_body(int64_t rows, int64_t d, const float *a, int64_t lda,
+                                   const float *b, int64_t ldb, float *sum) {
+    for (int64_t r = 0; r < rows; r++) sum[r] = boot_row_product(a + r * lda, b + r * ldb, d);
+}
+BOOT_MULTI_ISA(row_products,
+               (int64_t rows, int64_t d, const float *a, int64_t lda, const float *b, int64_t ldb,
+                float *sum),
+               (rows, d, a, lda, b, ldb, sum))
 
 /* s -> P = exp(scale s - lse), then dp -> dS = scale P (dp - delta). s, dp: (rows, T). */
 BOOT_INLINE void softmax_grad_body(int64_t rows, int64_t T, int64_t ld, float scale,
@@ -82,7 +93,7 @@ typedef struct {
 
 static work work_of(const boot_node *node, float *scratch, int thread) {
     const int64_t T = node->in[Q].h * node->in[Q].w, d = node->in[Q].c / (int64_t)node->attr[HEADS];
-    const int64_t ld = round16(T), each = 2 * d * ld + 2 * ROWS * ld + ROWS + 64;
+    const int64_t ld = row_stride(T), each = 2 * (d + ROWS) * ld + ROWS + 64;
     float *base = scratch + thread * each;
     return (work){base,
                   base + d * ld,
@@ -141,12 +152,7 @@ static void attention_backward_head(const boot_node *node, const boot_call *call
     boot_transpose(T, d, v->data + n * T * v->ld + h * d, v->ld, w.vt, w.ld);
     for (int64_t i = 0; i < T; i += ROWS) {
         const int64_t rows = T - i < ROWS ? T - i : ROWS;
-        for (int64_t r = 0; r < rows; r++) {
-            float sum = 0;
-            for (int64_t c = 0; c < d; c++)
-                sum += gh[(i + r) * g->ld + c] * oh[(i + r) * o->ld + c];
-            w.delta[r] = sum;
-        }
+        row_products(rows, d, gh + i * g->ld, g->ld, oh + i * o->ld, o->ld, w.delta);
         boot_gemm(rows, T, d, qh + i * q->ld, q->ld, 1, w.kt, w.ld, NULL, w.s, w.ld, false);
         boot_gemm(rows, T, d, gh + i * g->ld, g->ld, 1, w.vt, w.ld, NULL, w.dp, w.ld, false);
         softmax_grad(rows, T, w.ld, scale, lse + i, w.delta, w.s, w.dp);
