@@ -29,8 +29,8 @@ void boot_gemm_parallel(int64_t M, int64_t N, int64_t K, const float *a, int64_t
 void boot_transpose(int64_t rows, int64_t cols, const float *src, int64_t lds, float *dst,
                     int64_t ldd);
 
-/* sum: (cols) = sum of the rows of src (rows x cols, row stride lds), in an order of their own, on the calling
- * thread. */
+/* sum: (cols) = sum of the rows of src (rows x cols, row stride lds), in an order of their own, on
+ * the calling thread. */
 void boot_column_sums(int64_t rows, int64_t cols, const float *src, int64_t lds, float *sum);
 
 #endif
