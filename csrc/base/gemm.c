@@ -43,48 +43,65 @@ enum { AHEAD = 40 }; /* steps of K between an operand's prefetch and its use */
 /* K is cut so that a B panel (KC x 2 VL floats) stays in the first-level cache. */
 enum { KC = 256, MAX_MR = 12, MAX_NR = 32, MC = 96, NC = 256 };
 
-boot_panel_fn boot_gemm_panel(int *nr) {
+typedef struct {
+    boot_panel_fn panel, narrow; /* of nr columns, and of nr / 2 */
+    int nr;
+} kernels;
+
+static kernels kernels_for_isa(void) {
     switch (boot_isa()) {
     case BOOT_ISA_AVX512:
-        *nr = avx512_NR;
-        return avx512_panel;
+        return (kernels){avx512_panel, avx512_narrow, avx512_NR};
     case BOOT_ISA_AVX2:
-        *nr = avx2_NR;
-        return avx2_panel;
+        return (kernels){avx2_panel, avx2_narrow, avx2_NR};
     default:
-        *nr = sse_NR;
-        return sse_panel;
+        return (kernels){sse_panel, sse_narrow, sse_NR};
     }
 }
 
-/* The last, partial panel: B and C go through zero-padded copies so that the kernel needs no masks.
- */
-static void edge_panel(boot_panel_fn panel, int nr, int64_t M, int64_t cols, int64_t K,
-                       const float *a, int64_t rsa, int64_t csa, const float *b, int64_t ldb,
-                       const float *bias, float *c, int64_t ldc, bool accumulate) {
-    float bpad[KC * MAX_NR] __attribute__((aligned(64)));
-    float cpad[MC * MAX_NR] __attribute__((aligned(64)));
+boot_panel_fn boot_gemm_panel(int *nr) {
+    const kernels k = kernels_for_isa();
+    *nr = k.nr;
+    return k.panel;
+}
+
+/* The last, partial panel of `cols` < nr columns, in one or two narrow ones; the very last goes
+   through zero-padded copies of B, C and bias, so that the kernel needs no masks. */
+static void edge_panel(const kernels *f, int64_t M, int64_t cols, int64_t K, const float *a,
+                       int64_t rsa, int64_t csa, const float *b, int64_t ldb, const float *bias,
+                       float *c, int64_t ldc, bool accumulate) {
+    const int nr = f->nr / 2;
+    float bpad[KC * MAX_NR / 2] __attribute__((aligned(64)));
+    float cpad[MC * MAX_NR / 2] __attribute__((aligned(64)));
+    float bias_pad[MAX_NR / 2] = {0};
+    if (cols >= nr) {
+        f->narrow(M, K, a, rsa, csa, b, ldb, bias, c, ldc, accumulate);
+        b += nr, c += nr, cols -= nr;
+        if (bias) bias += nr;
+    }
+    if (cols == 0) return;
     for (int64_t k = 0; k < K; k++) {
         memcpy(bpad + k * nr, b + k * ldb, cols * sizeof(float));
         memset(bpad + k * nr + cols, 0, (nr - cols) * sizeof(float));
     }
+    if (bias) memcpy(bias_pad, bias, cols * sizeof(float));
+    if (accumulate) memset(cpad, 0, sizeof cpad);
     for (int64_t i = 0; i < M; i += MC) {
         const int64_t rows = M - i < MC ? M - i : MC;
-        panel(rows, K, a + i * rsa, rsa, csa, bpad, nr, NULL, cpad, nr, false);
+        for (int64_t r = 0; r < rows && accumulate; r++)
+            memcpy(cpad + r * nr, c + (i + r) * ldc, cols * sizeof(float));
+        f->narrow(rows, K, a + i * rsa, rsa, csa, bpad, nr, bias ? bias_pad : NULL, cpad, nr,
+                  accumulate);
         for (int64_t r = 0; r < rows; r++)
-            for (int64_t j = 0; j < cols; j++) {
-                float *dst = c + (i + r) * ldc + j;
-                const float start = accumulate ? *dst : bias ? bias[j] : 0;
-                *dst = start + cpad[r * nr + j];
-            }
+            memcpy(c + (i + r) * ldc, cpad + r * nr, cols * sizeof(float));
     }
 }
 
 void boot_gemm(int64_t M, int64_t N, int64_t K, const float *a, int64_t rsa, int64_t csa,
                const float *b, int64_t ldb, const float *bias, float *c, int64_t ldc,
                bool accumulate) {
-    int nr;
-    const boot_panel_fn panel = boot_gemm_panel(&nr);
+    const kernels f = kernels_for_isa();
+    const int nr = f.nr;
     for (int64_t i = 0; K == 0 && !accumulate && i < M; i++)
         if (bias)
             memcpy(c + i * ldc, bias, N * sizeof(float));
@@ -98,10 +115,9 @@ void boot_gemm(int64_t M, int64_t N, int64_t K, const float *a, int64_t rsa, int
             const int64_t cols = N - j < nr ? N - j : nr;
             const float *start = bias ? bias + j : NULL;
             if (cols == nr)
-                panel(M, kc, ak, rsa, csa, bk + j, ldb, start, c + j, ldc, add);
+                f.panel(M, kc, ak, rsa, csa, bk + j, ldb, start, c + j, ldc, add);
             else
-                edge_panel(panel, nr, M, cols, kc, ak, rsa, csa, bk + j, ldb, start, c + j, ldc,
-                           add);
+                edge_panel(&f, M, cols, kc, ak, rsa, csa, bk + j, ldb, start, c + j, ldc, add);
         }
     }
 }
@@ -166,14 +182,33 @@ void boot_gemm_parallel(int64_t M, int64_t N, int64_t K, const float *a, int64_t
         }
 }
 
+/* A block of at most 16 x 16. */
+static void transpose_block(int64_t rows, int64_t cols, const float *src, int64_t lds, float *dst,
+                            int64_t ldd) {
+    for (int64_t j = 0; j < cols; j++)
+        for (int64_t i = 0; i < rows; i++) dst[j * ldd + i] = src[i * lds + j];
+}
+
+BOOT_TARGET_AVX512 static void transpose_full_block(const float *src, int64_t lds, float *dst,
+                                                    int64_t ldd) {
+    boot_lanes r[16];
+    for (int i = 0; i < 16; i++) r[i] = *(const boot_lanes *)(src + i * lds);
+    boot_transpose_lanes(r);
+    for (int j = 0; j < 16; j++) *(boot_lanes *)(dst + j * ldd) = r[j];
+}
+
 void boot_transpose(int64_t rows, int64_t cols, const float *src, int64_t lds, float *dst,
                     int64_t ldd) {
-    enum { B = 16 };
-    for (int64_t i = 0; i < rows; i += B)
-        for (int64_t j = 0; j < cols; j += B)
-            for (int64_t jj = j; jj < j + B && jj < cols; jj++)
-                for (int64_t ii = i; ii < i + B && ii < rows; ii++)
-                    dst[jj * ldd + ii] = src[ii * lds + jj];
+    const bool wide = boot_isa() == BOOT_ISA_AVX512;
+    for (int64_t i = 0; i < rows; i += 16)
+        for (int64_t j = 0; j < cols; j += 16) {
+            const float *from = src + i * lds + j;
+            float *to = dst + j * ldd + i;
+            if (wide && i + 16 <= rows && j + 16 <= cols)
+                transpose_full_block(from, lds, to, ldd);
+            else
+                transpose_block(least(rows - i, 16), least(cols - j, 16), from, lds, to, ldd);
+        }
 }
 
 BOOT_INLINE void column_sums_body(int64_t rows, int64_t cols, const float *restrict src,

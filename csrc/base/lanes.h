@@ -62,16 +62,43 @@ BOOT_INLINE float boot_row_product(const float *x, const float *y, int64_t n) {
 
 /* Largest of n >= 1 numbers, NaN left out. */
 BOOT_INLINE float boot_row_max(const float *x, int64_t n) {
-    float most[BOOT_LANES];
+    typedef int32_t bits __attribute__((vector_size(4 * BOOT_LANES)));
+    boot_lanes most = (boot_lanes){0} - INFINITY;
     int64_t i = 0;
-    for (int lane = 0; lane < BOOT_LANES; lane++) most[lane] = -INFINITY;
-    for (; i + BOOT_LANES <= n; i += BOOT_LANES)
-        for (int lane = 0; lane < BOOT_LANES; lane++)
-            most[lane] = x[i + lane] > most[lane] ? x[i + lane] : most[lane];
-    for (; i < n; i++) most[0] = x[i] > most[0] ? x[i] : most[0];
-    for (int lane = 1; lane < BOOT_LANES; lane++)
-        most[0] = most[lane] > most[0] ? most[lane] : most[0];
-    return most[0];
+    for (; i + BOOT_LANES <= n; i += BOOT_LANES) {
+        const boot_lanes v = *(const boot_lanes *)(x + i);
+        const bits more = v > most;
+        most = (boot_lanes)((more & (bits)v) | (~more & (bits)most));
+    }
+    float top[BOOT_LANES];
+    memcpy(top, &most, sizeof top);
+    for (; i < n; i++) top[0] = x[i] > top[0] ? x[i] : top[0];
+    for (int width = BOOT_LANES / 2; width > 0; width /= 2)
+        for (int lane = 0; lane < width; lane++)
+            top[lane] = top[lane + width] > top[lane] ? top[lane + width] : top[lane];
+    return top[0];
+}
+
+/* 16 rows of 16 floats become columns: after the step of distance S, bit S of row and lane numbers
+   have changed places. Fast where a vector has 16 lanes. */
+typedef int32_t boot_lane_index __attribute__((vector_size(4 * BOOT_LANES)));
+#define BOOT_KEEP(S, l) ((l) & (S) ? 16 + (l) - (S) : (l))
+#define BOOT_MOVE(S, l) ((l) & (S) ? 16 + (l) : (l) + (S))
+#define BOOT_ALL_LANES(F, S)                                                                       \
+    {F(S, 0), F(S, 1), F(S, 2),  F(S, 3),  F(S, 4),  F(S, 5),  F(S, 6),  F(S, 7),                  \
+     F(S, 8), F(S, 9), F(S, 10), F(S, 11), F(S, 12), F(S, 13), F(S, 14), F(S, 15)}
+#define BOOT_EXCHANGE(S)                                                                           \
+    for (int i = 0; i < 16; i++)                                                                   \
+        if (!(i & S)) {                                                                            \
+            const boot_lanes a = r[i], b = r[i + S];                                               \
+            r[i] = __builtin_shuffle(a, b, (boot_lane_index)BOOT_ALL_LANES(BOOT_KEEP, S));         \
+            r[i + S] = __builtin_shuffle(a, b, (boot_lane_index)BOOT_ALL_LANES(BOOT_MOVE, S));     \
+        }
+BOOT_INLINE void boot_transpose_lanes(boot_lanes r[16]) {
+    BOOT_EXCHANGE(8)
+    BOOT_EXCHANGE(4)
+    BOOT_EXCHANGE(2)
+    BOOT_EXCHANGE(1)
 }
 
 #endif

@@ -2,7 +2,7 @@
  * set. */
 #include <string.h>
 
-#include "base/isa.h"
+#include "base/lanes.h"
 #include "ops/conv2d_winograd.h"
 
 /* Inputs k from the prefetch of weights, or of their gradients, to their use: there are more
