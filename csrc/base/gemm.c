@@ -8,7 +8,8 @@
 #include "base/isa.h"
 #include "base/lanes.h"
 
-enum { AHEAD = 40 }; /* steps of K between an operand's prefetch and its use */
+/* Steps of K between an operand's prefetch and its use; floats in a cache line. */
+enum { AHEAD = 40, LINE = 16 };
 
 #define VL 16
 #define MR 12
