@@ -5,8 +5,8 @@
 #include "base/lanes.h"
 #include "ops/conv2d_winograd.h"
 
-/* Inputs k from the prefetch of weights, or of their gradients, to their use, and channels from that
-   of pixels: there are more streams of them than the processor follows by itself. */
+/* Inputs k from the prefetch of weights, or of their gradients, to their use, and channels from
+   that of pixels: there are more streams of them than the processor follows by itself. */
 enum { TAPS_AHEAD = 16, CHANNELS_AHEAD = 32 };
 
 /* Unrolled in the source: arrays of vectors stay in registers only where all indices are constants
