@@ -39,10 +39,11 @@ class _Generator:
         self._philox = np.random.Philox(key=np.array([seed, int(stream)], np.uint64))
         self.generator = np.random.Generator(self._philox)
         self._state: Any = self._philox.state  # setting this dict back is 3x faster than a new one
-        self._step = step
+        self._counter = self._state["state"]["counter"]
+        self._counter[:] = (0, 0, 0, step)
 
     def move_to(self, sample: int) -> None:
-        self._state["state"]["counter"][:] = (0, 0, sample, self._step)
+        self._counter[2] = sample
         self._philox.state = self._state
 
 

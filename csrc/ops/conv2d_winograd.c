@@ -46,17 +46,20 @@ typedef struct {
     int64_t panels, plane_u, panel_u;
 } pass;
 
-static void input_tile(const pass *p, int64_t tile, int64_t slot, float *v) {
-    int64_t n, h0, w0;
-    boot_tile_position(&p->cut, tile, &n, &h0, &w0);
-    p->f->input_tile(&p->in, p->x + n * p->in.H * p->in.W * p->in.ld, h0 - 1, w0 - 1,
-                     v + slot * p->cut.ldv, p->cut.plane_v);
+/* Tiles first ... first + count - 1 of the pass to rows slot ... of v, and back from m. */
+static void input_tiles(const pass *p, int64_t first, int64_t count, int64_t slot, float *v) {
+    boot_tile_place at = boot_tile_at(&p->cut, first);
+    for (int64_t i = slot; i < slot + count; i++, boot_tile_step(&p->cut, &at))
+        p->f->input_tile(&p->in, p->x + at.n * p->in.H * p->in.W * p->in.ld, at.h0 - 1, at.w0 - 1,
+                         v + i * p->cut.ldv, p->cut.plane_v);
 }
 
-static void output_tile(const pass *p, int64_t tile, int64_t slot, const float *m) {
-    int64_t n, h0, w0;
-    boot_tile_position(&p->cut, tile, &n, &h0, &w0);
-    p->f->output_tile(&p->out, &p->sink, m + slot * p->cut.ldm, p->cut.plane_m, n, h0, w0);
+static void output_tiles(const pass *p, int64_t first, int64_t count, int64_t slot,
+                         const float *m) {
+    boot_tile_place at = boot_tile_at(&p->cut, first);
+    for (int64_t i = slot; i < slot + count; i++, boot_tile_step(&p->cut, &at))
+        p->f->output_tile(&p->out, &p->sink, m + i * p->cut.ldm, p->cut.plane_m, at.n, at.h0,
+                          at.w0);
 }
 
 /* M = V U for panel j of plane q. */
@@ -75,10 +78,10 @@ static void run_blocks(const pass *p, float *work) {
 #pragma omp for schedule(static)
     for (int64_t b = 0; b < k->blocks; b++) {
         const int64_t rows = boot_tile_rows(k, b);
-        for (int64_t i = 0; i < rows; i++) input_tile(p, b * k->block + i, i, v);
+        input_tiles(p, b * k->block, rows, 0, v);
         for (int q = 0; q < p->planes.count; q++)
             for (int64_t j = 0; j < p->panels; j++) product(p, rows, p->planes.at[q], j, v, m);
-        for (int64_t i = 0; i < rows; i++) output_tile(p, b * k->block + i, i, m);
+        output_tiles(p, b * k->block, rows, 0, m);
     }
 }
 
@@ -91,12 +94,12 @@ static void run_shared(const pass *p, float *work) {
     for (int64_t b = 0; b < k->blocks; b++) {
         const int64_t rows = boot_tile_rows(k, b);
 #pragma omp for schedule(static)
-        for (int64_t i = 0; i < rows; i++) input_tile(p, b * k->block + i, i, v);
+        for (int64_t i = 0; i < rows; i++) input_tiles(p, b * k->block + i, 1, i, v);
 #pragma omp for collapse(2) schedule(static)
         for (int64_t j = 0; j < p->panels; j++)
             for (int q = 0; q < p->planes.count; q++) product(p, rows, p->planes.at[q], j, v, m);
 #pragma omp for schedule(static)
-        for (int64_t i = 0; i < rows; i++) output_tile(p, b * k->block + i, i, m);
+        for (int64_t i = 0; i < rows; i++) output_tiles(p, b * k->block + i, 1, i, m);
     }
 }
 
@@ -200,7 +203,7 @@ static void few_panel(const pass *p, const boot_conv_args *t, bool data, int64_t
     if (p->sink.bias) part.sink.bias += o;
     if (p->sink.temb) part.sink.temb += o;
     if (p->sink.residual) part.sink.residual += o;
-    for (int64_t i = 0; i < p->cut.tiles; i++) output_tile(&part, i, i, m);
+    output_tiles(&part, 0, p->cut.tiles, 0, m);
 }
 
 static void run_few(const pass *p, const boot_conv_args *t, bool data, float *v) {
@@ -209,7 +212,7 @@ static void run_few(const pass *p, const boot_conv_args *t, bool data, float *v)
     pass all = *p;
     all.cut.plane_v = few_plane_v(p);
 #pragma omp for schedule(static)
-    for (int64_t i = 0; i < p->cut.tiles; i++) input_tile(&all, i, i, v);
+    for (int64_t i = 0; i < p->cut.tiles; i++) input_tiles(&all, i, 1, i, v);
 #pragma omp for schedule(static)
     for (int64_t j = 0; j < p->panels; j++) few_panel(p, t, data, j * p->nr, v, u);
 }

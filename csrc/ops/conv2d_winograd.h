@@ -69,11 +69,23 @@ static inline int64_t boot_tile_rows(const boot_tile_cut *k, int64_t block) {
     return left < k->block ? left : k->block;
 }
 
-static inline void boot_tile_position(const boot_tile_cut *k, int64_t tile, int64_t *n, int64_t *h0,
-                                      int64_t *w0) {
-    *n = tile / (k->th * k->tw);
-    *h0 = tile % (k->th * k->tw) / k->tw * 4;
-    *w0 = tile % k->tw * 4;
+/* A tile's image and its first pixel. */
+typedef struct {
+    int64_t n, h0, w0;
+} boot_tile_place;
+
+static inline boot_tile_place boot_tile_at(const boot_tile_cut *k, int64_t tile) {
+    return (boot_tile_place){tile / (k->th * k->tw), tile % (k->th * k->tw) / k->tw * 4,
+                             tile % k->tw * 4};
+}
+
+/* On to the next tile; divisions would take as long as a small transform. */
+static inline void boot_tile_step(const boot_tile_cut *k, boot_tile_place *at) {
+    at->w0 += 4;
+    if (at->w0 < 4 * k->tw) return;
+    at->w0 = 0, at->h0 += 4;
+    if (at->h0 < 4 * k->th) return;
+    at->h0 = 0, at->n++;
 }
 
 /* Weight gradient, and the floats of scratch that it needs (conv2d_winograd_weights.c). */

@@ -43,14 +43,17 @@ static void transform_block(const grad_pass *p, int64_t b) {
     const boot_conv_shape *s = p->s;
     const boot_tile_cut *k = &p->cut;
     const boot_tile_map in = {s->H, s->W, s->I, p->t->ldx}, out = {s->H, s->W, s->O, p->t->ldy};
+    const int64_t rows = boot_tile_rows(k, b), parts = omp_get_num_threads();
 #pragma omp for schedule(static)
-    for (int64_t i = 0; i < boot_tile_rows(k, b); i++) {
-        int64_t n, h0, w0;
-        boot_tile_position(k, b * k->block + i, &n, &h0, &w0);
-        p->f->input_tile(&in, p->t->x + n * s->H * s->W * in.ld, h0 - 1, w0 - 1, p->v + i * k->ldv,
-                         k->plane_v);
-        p->f->grad_tile(&out, p->t->dy + n * s->H * s->W * out.ld, h0, w0, p->d + i * k->ldm,
-                        k->plane_m);
+    for (int64_t part = 0; part < parts; part++) {
+        const int64_t from = rows * part / parts, to = rows * (part + 1) / parts;
+        boot_tile_place at = boot_tile_at(k, b * k->block + from);
+        for (int64_t i = from; i < to; i++, boot_tile_step(k, &at)) {
+            p->f->input_tile(&in, p->t->x + at.n * s->H * s->W * in.ld, at.h0 - 1, at.w0 - 1,
+                             p->v + i * k->ldv, k->plane_v);
+            p->f->grad_tile(&out, p->t->dy + at.n * s->H * s->W * out.ld, at.h0, at.w0,
+                            p->d + i * k->ldm, k->plane_m);
+        }
     }
 }
 
