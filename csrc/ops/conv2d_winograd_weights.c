@@ -7,7 +7,7 @@
 
 #include "ops/conv2d_winograd.h"
 
-enum { GRAD_BLOCK = 96, FEW_TILES = 128, ROWS = 96, FEW_ROWS = 48 };
+enum { GRAD_BLOCK = 48, FEW_TILES = 64, ROWS = 96, FEW_ROWS = 48 };
 
 /* Always in shared blocks; all tiles in one where they are few. */
 static boot_tile_cut grad_cut(const boot_conv_shape *s) {
