@@ -119,7 +119,7 @@ METHOD = [
         "labels",
         f"tests/test_samplers.py {T_STUDENT} {T_DISTILLER}",
     ),
-    Mutant("boot/noise.py", "(0, 0, sample, self._step)", "(0, 0, sample, 0)", T_DISTILLER),
+    Mutant("boot/noise.py", "(0, 0, 0, step)", "(0, 0, 0, 0)", T_DISTILLER),
     Mutant(
         "boot/learning_rate.py",
         "return (step + 1) / warmup",
