@@ -44,6 +44,8 @@ enum { AHEAD = 40, LINE = 16 };
 /* K is cut so that a B panel (KC x 2 VL floats) stays in the first-level cache. */
 enum { KC = 256, MAX_MR = 12, MAX_NR = 32, MC = 96, NC = 256 };
 
+static int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
+
 typedef struct {
     boot_panel_fn panel, narrow; /* of nr columns, and of nr / 2 */
     int nr;
@@ -88,7 +90,7 @@ static void edge_panel(const kernels *f, int64_t M, int64_t cols, int64_t K, con
     if (bias) memcpy(bias_pad, bias, cols * sizeof(float));
     if (accumulate) memset(cpad, 0, sizeof cpad);
     for (int64_t i = 0; i < M; i += MC) {
-        const int64_t rows = M - i < MC ? M - i : MC;
+        const int64_t rows = least(M - i, MC);
         for (int64_t r = 0; r < rows && accumulate; r++)
             memcpy(cpad + r * nr, c + (i + r) * ldc, cols * sizeof(float));
         f->narrow(rows, K, a + i * rsa, rsa, csa, bpad, nr, bias ? bias_pad : NULL, cpad, nr,
@@ -109,11 +111,11 @@ void boot_gemm(int64_t M, int64_t N, int64_t K, const float *a, int64_t rsa, int
         else
             memset(c + i * ldc, 0, N * sizeof(float));
     for (int64_t k = 0; k < K; k += KC) {
-        const int64_t kc = K - k < KC ? K - k : KC;
+        const int64_t kc = least(K - k, KC);
         const bool add = accumulate || k > 0;
         const float *ak = a + k * csa, *bk = b + k * ldb;
         for (int64_t j = 0; j < N; j += nr) {
-            const int64_t cols = N - j < nr ? N - j : nr;
+            const int64_t cols = least(N - j, nr);
             const float *start = bias ? bias + j : NULL;
             if (cols == nr)
                 f.panel(M, kc, ak, rsa, csa, bk + j, ldb, start, c + j, ldc, add);
@@ -122,8 +124,6 @@ void boot_gemm(int64_t M, int64_t N, int64_t K, const float *a, int64_t rsa, int
         }
     }
 }
-
-static int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 
 /* C (M x N) cut into rows x columns parts, one to a thread, at register tiles of MAX_MR x nr. */
 typedef struct {

@@ -12,6 +12,7 @@
 /* Channels [c, c + 16) of a row, with zeros where it ends; sums of them stay in registers. */
 enum { BOOT_LANES = 16 };
 typedef float boot_lanes __attribute__((vector_size(4 * BOOT_LANES), aligned(4), may_alias));
+typedef int32_t boot_lane_bits __attribute__((vector_size(4 * BOOT_LANES)));
 
 BOOT_INLINE void boot_load_lanes(boot_lanes *v, const float *row, int64_t c, int64_t C) {
     if (c + BOOT_LANES <= C) {
@@ -62,13 +63,12 @@ BOOT_INLINE float boot_row_product(const float *x, const float *y, int64_t n) {
 
 /* Largest of n >= 1 numbers, NaN left out. */
 BOOT_INLINE float boot_row_max(const float *x, int64_t n) {
-    typedef int32_t bits __attribute__((vector_size(4 * BOOT_LANES)));
     boot_lanes most = (boot_lanes){0} - INFINITY;
     int64_t i = 0;
     for (; i + BOOT_LANES <= n; i += BOOT_LANES) {
         const boot_lanes v = *(const boot_lanes *)(x + i);
-        const bits more = v > most;
-        most = (boot_lanes)((more & (bits)v) | (~more & (bits)most));
+        const boot_lane_bits more = v > most;
+        most = (boot_lanes)((more & (boot_lane_bits)v) | (~more & (boot_lane_bits)most));
     }
     float top[BOOT_LANES];
     memcpy(top, &most, sizeof top);
@@ -81,7 +81,6 @@ BOOT_INLINE float boot_row_max(const float *x, int64_t n) {
 
 /* 16 rows of 16 floats become columns: after the step of distance S, bit S of row and lane numbers
    have changed places. Fast where a vector has 16 lanes. */
-typedef int32_t boot_lane_index __attribute__((vector_size(4 * BOOT_LANES)));
 #define BOOT_KEEP(S, l) ((l) & (S) ? 16 + (l) - (S) : (l))
 #define BOOT_MOVE(S, l) ((l) & (S) ? 16 + (l) : (l) + (S))
 #define BOOT_ALL_LANES(F, S)                                                                       \
@@ -91,8 +90,8 @@ typedef int32_t boot_lane_index __attribute__((vector_size(4 * BOOT_LANES)));
     for (int i = 0; i < 16; i++)                                                                   \
         if (!(i & S)) {                                                                            \
             const boot_lanes a = r[i], b = r[i + S];                                               \
-            r[i] = __builtin_shuffle(a, b, (boot_lane_index)BOOT_ALL_LANES(BOOT_KEEP, S));         \
-            r[i + S] = __builtin_shuffle(a, b, (boot_lane_index)BOOT_ALL_LANES(BOOT_MOVE, S));     \
+            r[i] = __builtin_shuffle(a, b, (boot_lane_bits)BOOT_ALL_LANES(BOOT_KEEP, S));          \
+            r[i + S] = __builtin_shuffle(a, b, (boot_lane_bits)BOOT_ALL_LANES(BOOT_MOVE, S));      \
         }
 BOOT_INLINE void boot_transpose_lanes(boot_lanes r[16]) {
     BOOT_EXCHANGE(8)
