@@ -239,8 +239,10 @@ def check_array(
         _check_shape(name, array.shape, shape)
     if array.size == 0:
         raise ValueError(f"{name} must not be empty, got shape {array.shape}")
-    with np.errstate(over="ignore"):
-        out: NDArray[np.float32] = np.require(array, np.float32, ["C_CONTIGUOUS", "ALIGNED"])
+    out: NDArray[np.float32] = array
+    if array.dtype != np.float32 or not (array.flags.c_contiguous and array.flags.aligned):
+        with np.errstate(over="ignore"):
+            out = np.require(array, np.float32, ["C_CONTIGUOUS", "ALIGNED"])
     if finite and not np.isfinite(out).all():
         bad = int(out.size - np.count_nonzero(np.isfinite(out)))
         raise ValueError(f"{name} must be finite in float32, got {bad} NaN or Inf of {out.size}")
@@ -285,7 +287,7 @@ def check_labels(name: str, value: object, count: int, num_classes: int) -> NDAr
             raise TypeError(f"{name} must hold integers, got dtype {labels.dtype}")
     if labels.ndim > 1 or (labels.ndim == 1 and len(labels) not in (1, count)):
         raise ValueError(f"{name} must have shape ({count},), got {labels.shape}")
-    for label in (labels.min(), labels.max()):
+    for label in (labels.min(), labels.max()) if labels.size > 1 else labels.reshape(-1):
         if not 0 <= label < num_classes:
             raise ValueError(f"{name} must be 0 ... {num_classes - 1}, got {label}")
     return _spread(labels.astype(np.int64), count)

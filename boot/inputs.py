@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,14 @@ from boot.image_model import ImageModel, Images
 from boot.noise import Stream, normal
 
 Labels = NDArray[np.int64]
+
+
+@functools.lru_cache(maxsize=64)
+def repeated(value: float, count: int) -> NDArray[np.float64]:
+    """Return (count,) times `value`, read-only and kept: serving single images asks every time."""
+    array = np.full(count, value)
+    array.flags.writeable = False
+    return array
 
 
 def drawn_labels(model: ImageModel, guidance: Guidance) -> Labels | None:

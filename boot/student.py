@@ -37,7 +37,7 @@ from boot.export import (
     split_tensors,
 )
 from boot.htmlparts import facts_table, picture
-from boot.inputs import sampling_inputs
+from boot.inputs import repeated, sampling_inputs
 from boot.model_card import model_card
 from boot.network import GUIDANCE_EMBEDDING, TARGET_EMBEDDING, Images, Network
 from boot.reading import check_inside, read_json_object, to_json
@@ -69,6 +69,7 @@ class Student:
         self.info = info
         self._alpha, self._sigma = (float(a) for a in self.schedule.alpha_sigma(info.t_max))
         self._index = float(self.schedule.index(info.t_max))
+        self._end_index = float(self.schedule.index(info.t_min))
 
     @classmethod
     def from_teacher(
@@ -130,30 +131,34 @@ class Student:
         eps: (N,C,H,W) float32; t: (N,); labels: (N,) or None; w: (N,) guidance scales, for students
         of a range of them; None: the default one.
         """
-        index, w = np.full(len(eps), self._index), self._scales(w, len(eps))
-        output = self.model.forward(eps, index, labels, self.schedule.index(t), w)
-        return self._output_map(eps, output)
+        return self._signal(eps, self.schedule.index(t), labels, w)
+
+    def _signal(
+        self, eps: Images, target: Float64, labels: Any, w: Float64 | None, clip: float = 0.0
+    ) -> Images:
+        index, w = repeated(self._index, len(eps)), self._scales(w, len(eps))
+        return self._output_map(eps, self.model.forward(eps, index, labels, target, w), clip)
 
     def signal_train(
         self, eps: Images, t: Float64, labels: Any = None, w: Float64 | None = None
     ) -> Images:
         """Like `signal`, keeping what `backward` needs."""
-        index, w = np.full(len(eps), self._index), self._scales(w, len(eps))
+        index, w = repeated(self._index, len(eps)), self._scales(w, len(eps))
         output = self.model.forward_train(eps, index, labels, self.schedule.index(t), w)
         return self._output_map(eps, output)
 
     def _scales(self, w: Float64 | None, count: int) -> Float64 | None:
         if not self.info.takes_scale:
             return None
-        return np.full(count, self.info.guidance_scale) if w is None else w
+        return repeated(self.info.guidance_scale, count) if w is None else w
 
     def backward(self, dy: Images) -> None:
         """Fill the network's gradients from d loss / d y of the last `signal_train`."""
         self.model.backward(dy * np.float32(-self._sigma))  # y = alpha_T eps - sigma_T F
 
-    def _output_map(self, eps: Images, output: Images) -> Images:
-        alpha, sigma = np.full(len(eps), self._alpha), np.full(len(eps), self._sigma)
-        return _core.signal_from_output("v_prediction", output, eps, alpha, sigma, 0.0)
+    def _output_map(self, eps: Images, output: Images, clip: float = 0.0) -> Images:
+        alpha, sigma = (repeated(value, len(eps)) for value in (self._alpha, self._sigma))
+        return _core.signal_from_output("v_prediction", output, eps, alpha, sigma, clip)
 
     def __call__(
         self, noise: Any, t: Any = None, class_labels: Any = None, guidance_scale: Any = None
@@ -175,22 +180,7 @@ class Student:
 
         guidance_scale: a number or (count,); None: the default. Raises TypeError or ValueError.
         """
-        if guidance_scale is None:
-            return np.full(count, self.info.guidance_scale)
-        scales = check_timesteps("guidance_scale", guidance_scale, count)
-        lo, hi = self.info.scale_range
-        if scales.min() < lo or scales.max() > hi:
-            wrong = scales.min() if scales.min() < lo else scales.max()
-            if self.info.takes_scale:
-                raise ValueError(
-                    f"guidance_scale must be in [{lo:g}, {hi:g}], the range that this student was "
-                    f"trained for, got {wrong:g}"
-                )
-            raise ValueError(
-                f"guidance_scale must be {lo:g}, which is built into this student, got {wrong:g}; "
-                "distil with guidance_scale_max to choose it when sampling"
-            )
-        return scales
+        return self.info.check_scales(guidance_scale, count)
 
     def _check_times(self, t: Any, count: int) -> Float64:
         t = self.info.t_min if t is None else t
@@ -227,7 +217,8 @@ class Student:
         """
         eps, labels = self.inputs(n, class_labels=class_labels, seed=seed, noise=noise)
         w = self.check_scales(guidance_scale, len(eps))
-        return self.clipped(self.signal(eps, np.full(len(eps), self.info.t_min), labels, w))
+        target = repeated(self._end_index, len(eps))
+        return self._signal(eps, target, labels, w, self.info.largest)
 
     def refine(
         self,
@@ -295,8 +286,7 @@ class Student:
 
     def clipped(self, images: Images) -> Images:
         """Clip images in place to the range of the student's, and return them."""
-        limit = min(1.0, self.info.clip_sample_range) if self.info.clip_sample else 1.0
-        np.clip(images, -limit, limit, out=images)
+        np.clip(images, -self.info.largest, self.info.largest, out=images)
         return images
 
     def inputs(

@@ -3,11 +3,24 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from boot.config import DistillConfig
-from boot.errors import FormatError, check_bool, check_float, check_int, shown, type_name
+from boot.errors import (
+    FormatError,
+    check_bool,
+    check_float,
+    check_int,
+    check_timesteps,
+    shown,
+    type_name,
+)
 from boot.guidance import Guidance
+from boot.inputs import repeated
 from boot.network import LARGEST_GUIDANCE_SCALE
 
 FORMAT_VERSION = 1
@@ -34,7 +47,7 @@ class StudentInfo:
     teacher: dict[str, Any] = dataclasses.field(default_factory=dict)
     training: dict[str, Any] = dataclasses.field(default_factory=dict)
 
-    @property
+    @functools.cached_property
     def guidance(self) -> Guidance:
         """The guidance that is built in (never applied again)."""
         return Guidance(self.guidance_scale, self.null_class_label, varies=self.takes_scale)
@@ -50,6 +63,33 @@ class StudentInfo:
         if self.guidance_scale_min is None or self.guidance_scale_max is None:
             return self.guidance_scale, self.guidance_scale
         return self.guidance_scale_min, self.guidance_scale_max
+
+    @property
+    def largest(self) -> float:
+        """What images are clipped to: the largest absolute value."""
+        return min(1.0, self.clip_sample_range) if self.clip_sample else 1.0
+
+    def check_scales(self, guidance_scale: Any, count: int) -> NDArray[np.float64]:
+        """Return guidance scales as (count,), each within the range the student was trained for.
+
+        guidance_scale: a number or (count,); None: the default. Raises TypeError or ValueError.
+        """
+        if guidance_scale is None:
+            return repeated(self.guidance_scale, count)
+        scales = check_timesteps("guidance_scale", guidance_scale, count)
+        lo, hi = self.scale_range
+        if scales.min() < lo or scales.max() > hi:
+            wrong = scales.min() if scales.min() < lo else scales.max()
+            if self.takes_scale:
+                raise ValueError(
+                    f"guidance_scale must be in [{lo:g}, {hi:g}], the range that this student was "
+                    f"trained for, got {wrong:g}"
+                )
+            raise ValueError(
+                f"guidance_scale must be {lo:g}, which is built into this student, got {wrong:g}; "
+                "distil with guidance_scale_max to choose it when sampling"
+            )
+        return scales
 
     def settings(self) -> DistillConfig:
         """The settings of its training, as far as this version knows them; defaults for the rest.
