@@ -90,6 +90,7 @@ class UNet2D:
         self,
         *,
         keep_packed: bool = ...,
+        in_training: bool = ...,
         gradient_checkpointing: bool = ...,
         thread_independent: bool = ...,
         memory_limit: int = ...,

@@ -147,7 +147,7 @@ class Distiller:
         for network in self._networks().values():
             network.core.configure(thread_independent=self.config.thread_independent)
         self._training.model.core.configure(
-            gradient_checkpointing=self.config.gradient_checkpointing
+            in_training=True, gradient_checkpointing=self.config.gradient_checkpointing
         )
         self._m = np.zeros_like(self._training.model.weights)
         self._v = np.zeros_like(self._training.model.weights)

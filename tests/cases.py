@@ -57,7 +57,7 @@ def make_inputs(case: Case) -> dict[str, Array]:
             inputs[name] = rng.randint(0, case.shapes["weight"][0], shape).astype(np.int64)
         elif name == "t":  # fractional timesteps; positive, for the logarithm
             inputs[name] = rng.uniform(0.02, 999.0, shape)
-        elif name == "weight" and len(shape) > 1:  # keep outputs near unit size
+        elif name in ("weight", "right", "left") and len(shape) > 1:  # keep outputs near unit size
             inputs[name] = rng.standard_normal(shape) / np.sqrt(np.prod(shape[1:]))
         else:
             inputs[name] = case.spread * rng.standard_normal(shape) + (case.offset if i == 0 else 0)
@@ -114,6 +114,16 @@ def _linear(x: Shape, weight: Shape, bias: bool = True) -> Case:
     return Case("linear", shapes)
 
 
+def _linear_pair(
+    x: Shape, middle: int, out: int, transposed: bool = False, biases: bool = True
+) -> Case:
+    left = (middle, out) if transposed else (out, middle)
+    shapes = {"x": x, "right": (middle, x[-1]), "left": left}
+    if biases:
+        shapes |= {"right_bias": (middle,), "left_bias": (left[0],)}
+    return Case("linear_pair", shapes, {"transposed": float(transposed)})
+
+
 def _sinusoid(n: int, dim: int, flip: int, shift: float) -> Case:
     # Angles reach 1000 rad, where float32 holds them to 3e-5: diffusers rounds the same way.
     attrs = {"dim": dim, "flip_sin_to_cos": flip, "freq_shift": shift}
@@ -162,6 +172,14 @@ OTHERS = [
     _linear((2, 16, 16, 96), (128, 96, 1, 1)),
     _linear((64, 1, 1, 128), (256, 128)),
     _linear((1, 1, 1, 512), (512, 512)),
+    _linear_pair((1, 1, 1, 1), 1, 1),
+    _linear_pair((2, 3, 5, 7), 11, 13),
+    _linear_pair((2, 3, 5, 7), 11, 13, transposed=True),
+    _linear_pair((1, 4, 4, 64), 64, 64, transposed=True),
+    _linear_pair((3, 8, 8, 64), 64, 64),
+    _linear_pair((2, 4, 4, 33), 40, 17, biases=False),
+    _linear_pair((2, 4, 4, 33), 40, 17, transposed=True, biases=False),
+    _linear_pair((4, 16, 16, 256), 256, 256, transposed=True),
     _norm(1, 1, 1, 2, 1, eps=0.1),  # two numbers are always normalised to +-1 when eps is small
     _norm(1, 1, 7, 4, 4, act="none"),
     _norm(2, 5, 7, 6, 3),

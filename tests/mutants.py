@@ -31,11 +31,30 @@ T_READING = "tests/test_reading.py"
 T_SYNCS, T_SECOND = "tests/test_sync_order.py", "tests/test_fit.py -k second_signal"
 
 OPERATIONS = [
-    _op("linear", "if (db) sum_rows(M, O, dy->data, dy->ld, db);", "(void)db;", "linear"),
+    _op(
+        "linear",
+        "if (db) boot_column_sums_team(M, O, dy->data, dy->ld, db);",
+        "(void)db;",
+        "linear",
+    ),
     Mutant(
         "csrc/ops/linear.c",
         "dx->ld, call->accumulate[X]);",
         "dx->ld, false);",
+        "tests/test_unet.py",
+    ),
+    _op(
+        "linear_pair",
+        "if (right_bias)\n            boot_gemm_team(s->M",
+        "if (0)\n            boot_gemm_team(s->M",
+        "linear_pair",
+    ),
+    _op("linear_pair", "right_bias ? s->M : 0", "0", "linear_pair"),
+    _op("conv2d_taps", "last / s->stride + 1", "last / s->stride", "conv2d"),
+    Mutant(
+        "csrc/net/unet2d.c",
+        "linear_pair(b, h, keys[0], keys[1], true)",
+        "linear_pair(b, h, keys[0], keys[1], false)",
         "tests/test_unet.py",
     ),
     _op("add", "y[i] = (a[i] + b[i]) * scale;", "y[i] = a[i] + b[i] * scale;", "add"),

@@ -78,6 +78,20 @@ def linear(x: Array, weight: Array, bias: Array | None = None) -> Array:
     return y if bias is None else y + bias
 
 
+def linear_pair(
+    x: Array,
+    right: Array,
+    left: Array,
+    right_bias: Array | None = None,
+    left_bias: Array | None = None,
+    *,
+    transposed: float,
+) -> Array:
+    """Linear `right`, then linear `left`; transposed: then the product with left, without bias."""
+    y = linear(x, right, right_bias)
+    return y @ left if transposed else linear(y, left, left_bias)
+
+
 def group_norm(
     x: Array,
     weight: Array,

@@ -140,6 +140,18 @@ def run_with(threads, config, packed):
     return [out, trained, grads, norms, *weights_of(distiller)]
 
 
+@pytest.mark.parametrize("config", [CONFIG, WIDE], ids=["8x8", "16x16"])
+def test_the_size_of_the_team_changes_no_bit(config):
+    """Passes over one image try several sizes in turn; see csrc/net/pace.c."""
+    boot.set_num_threads(4)
+    model = make_teacher(config).model
+    model.keep_packed(True)
+    x, t, labels = noise(1, size=config.sample_size), np.full(1, 300.0), np.zeros(1, np.int64)
+    outs = [model.forward(x, t, labels) for _ in range(40)]  # three sizes, and what follows
+    for out in outs[1:]:
+        assert_same([out], outs[:1])
+
+
 @pytest.mark.parametrize("packed", [False, True], ids=["whole", "shards"])
 @pytest.mark.parametrize("config", [CONFIG, WIDE], ids=["8x8", "16x16"])
 def test_the_number_of_threads_changes_no_bit(config, packed):

@@ -161,18 +161,13 @@ static void gemm_part(int64_t M, int64_t N, int64_t K, const float *a, int64_t r
                       bias ? bias + j : NULL, c + i * ldc + j, ldc, accumulate);
 }
 
-void boot_gemm_parallel(int64_t M, int64_t N, int64_t K, const float *a, int64_t rsa, int64_t csa,
-                        const float *b, int64_t ldb, const float *bias, float *c, int64_t ldc,
-                        bool accumulate) {
-    /* Below this many multiplications a fork and join costs more than it saves. */
-    if (M * N * K < 65536 || omp_get_max_threads() == 1) {
-        boot_gemm(M, N, K, a, rsa, csa, b, ldb, bias, c, ldc, accumulate);
-        return;
-    }
+void boot_gemm_team(int64_t M, int64_t N, int64_t K, const float *a, int64_t rsa, int64_t csa,
+                    const float *b, int64_t ldb, const float *bias, float *c, int64_t ldc,
+                    bool accumulate) {
     int nr;
     boot_gemm_panel(&nr);
-    const grid g = cut_grid(M, N, nr, omp_get_max_threads());
-#pragma omp parallel for collapse(2) schedule(static)
+    const grid g = cut_grid(M, N, nr, omp_get_num_threads());
+#pragma omp for collapse(2) schedule(static)
     for (int64_t i = 0; i < g.rows; i++)
         for (int64_t j = 0; j < g.columns; j++) {
             const int64_t m = g.row_tiles * i / g.rows * MAX_MR, n = g.panels * j / g.columns * nr;
@@ -233,4 +228,11 @@ BOOT_MULTI_ISA(column_sums, (int64_t rows, int64_t cols, const float *src, int64
 
 void boot_column_sums(int64_t rows, int64_t cols, const float *src, int64_t lds, float *sum) {
     column_sums(rows, cols, src, lds, sum);
+}
+
+void boot_column_sums_team(int64_t rows, int64_t cols, const float *src, int64_t lds, float *sum) {
+    enum { COLUMNS = 64 };
+#pragma omp for schedule(static)
+    for (int64_t c = 0; c < cols; c += COLUMNS)
+        boot_column_sums(rows, least(cols - c, COLUMNS), src + c, lds, sum + c);
 }

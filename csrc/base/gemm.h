@@ -1,4 +1,4 @@
-/* gemm.h: single-precision matrix product for one thread, and its parallel driver. */
+/* gemm.h: single-precision matrix product for one thread, and for a team of threads. */
 #ifndef BOOT_GEMM_H
 #define BOOT_GEMM_H
 
@@ -19,11 +19,11 @@ typedef void (*boot_panel_fn)(int64_t M, int64_t K, const float *a, int64_t rsa,
                               bool accumulate);
 boot_panel_fn boot_gemm_panel(int *nr);
 
-/* The same as boot_gemm, split over the OpenMP threads by rows and columns of C (never over K: the
-   same bits for any number of threads). */
-void boot_gemm_parallel(int64_t M, int64_t N, int64_t K, const float *a, int64_t rsa, int64_t csa,
-                        const float *b, int64_t ldb, const float *bias, float *c, int64_t ldc,
-                        bool accumulate);
+/* The same as boot_gemm, called by every thread of a team, which share out rows and columns of C
+   (never K: the same bits for any number of threads). */
+void boot_gemm_team(int64_t M, int64_t N, int64_t K, const float *a, int64_t rsa, int64_t csa,
+                    const float *b, int64_t ldb, const float *bias, float *c, int64_t ldc,
+                    bool accumulate);
 
 /* dst (cols x rows, row stride ldd) = transpose of src (rows x cols, row stride lds). */
 void boot_transpose(int64_t rows, int64_t cols, const float *src, int64_t lds, float *dst,
@@ -32,5 +32,7 @@ void boot_transpose(int64_t rows, int64_t cols, const float *src, int64_t lds, f
 /* sum: (cols) = sum of the rows of src (rows x cols, row stride lds), in an order of their own, on
  * the calling thread. */
 void boot_column_sums(int64_t rows, int64_t cols, const float *src, int64_t lds, float *sum);
+/* The same, called by every thread of a team: a block of columns to a thread. */
+void boot_column_sums_team(int64_t rows, int64_t cols, const float *src, int64_t lds, float *sum);
 
 #endif

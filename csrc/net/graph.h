@@ -38,7 +38,8 @@ typedef struct {
     int num_values, num_nodes, value_capacity, node_capacity;
     boot_params *params; /* shared by all graphs of one network */
     bool training;
-    int block;          /* given to the nodes that are added; 0: outside of all blocks */
+    bool packed; /* weights are kept packed: what is made from them costs nothing in a call */
+    int block;   /* given to the nodes that are added; 0: outside of all blocks */
     boot_status status; /* first failure; later calls do nothing and return -1 */
 } boot_graph;
 

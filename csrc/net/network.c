@@ -10,8 +10,9 @@
 
 enum { MAX_PLANS = 12, MAX_SHARDS = 256, FIXED_SHARDS = 4 };
 /* Above it a call's packed weights (four times the weights where Winograd takes all) are more than
-   a last-level cache holds: each call reads them from memory. */
-enum { COLD_PARAMETERS = 8000000 };
+   a last-level cache holds: each call reads them from memory. Above the other one, the weights
+   themselves are more than a core's own cache holds. */
+enum { COLD_PARAMETERS = 8000000, FAR_PARAMETERS = 250000 };
 
 typedef struct {
     boot_shards shards;
@@ -28,7 +29,7 @@ struct boot_network {
     boot_dnnl dnnl;
     boot_tuner tuner, hints;
     boot_packs packs;
-    bool keep_packed, gradient_checkpointing, thread_independent;
+    bool keep_packed, in_training, gradient_checkpointing, thread_independent;
     cached_plan plans[MAX_PLANS];
     int64_t clock;
     boot_shards *pending; /* the training plans whose backward may run, unless the arena's epoch has
@@ -115,13 +116,26 @@ const boot_unet2d_config *boot_network_config(const boot_network *network) {
     return &network->config;
 }
 float *boot_network_weights(boot_network *network) { return network->weights; }
-void boot_network_keep_packed(boot_network *network, bool keep) {
-    if (keep == network->keep_packed) return;
-    network->keep_packed = keep;
-    boot_network_clear_plans(network); /* the best kernels may be others now */
+/* Forgets plans, whose best kernels may be others now, and packs. */
+static void start_again(boot_network *network) {
     const int64_t before = network->packs.bytes;
+    boot_network_clear_plans(network);
     boot_packs_close(&network->packs);
     count_packs(network, before);
+}
+
+void boot_network_keep_packed(boot_network *network, bool keep) {
+    if (keep != network->keep_packed) start_again(network);
+    network->keep_packed = keep;
+}
+
+void boot_network_in_training(boot_network *network, bool on) {
+    if (on != network->in_training) start_again(network);
+    network->in_training = on;
+}
+
+static bool packs_stay(const boot_network *network) {
+    return network->keep_packed && !network->in_training;
 }
 
 void boot_network_gradient_checkpointing(boot_network *network, bool on) {
@@ -196,8 +210,9 @@ static boot_status make_plans(boot_network *network, int64_t n, int64_t height, 
     boot_plan_context context = {.dnnl = &network->dnnl,
                                  .tuner = &network->tuner,
                                  .hints = &network->hints,
-                                 .packed = network->keep_packed,
+                                 .packed = packs_stay(network),
                                  .cold = is_cold(network),
+                                 .far = network->params.floats > FAR_PARAMETERS,
                                  .gradient_checkpointing = network->gradient_checkpointing,
                                  .by_rule = by_rule || network->thread_independent,
                                  .thread_independent = network->thread_independent,
@@ -221,7 +236,7 @@ boot_status boot_network_planned_packs(const boot_network *network, int64_t *byt
     for (int i = 0; i < MAX_PLANS; i++)
         if (network->plans[i].threads) all[count++] = &network->plans[i].shards;
     *bytes = 0;
-    return network->keep_packed ? boot_count_packs(all, count, bytes) : BOOT_OK;
+    return packs_stay(network) ? boot_count_packs(all, count, bytes) : BOOT_OK;
 }
 
 boot_status boot_network_plan(boot_network *network, int64_t n, int64_t height, int64_t width,
@@ -257,7 +272,7 @@ boot_arena *boot_network_arena(boot_network *network) { return network->arena; }
 /* Not for the first run of a plan, which may be its only one: memory for packs is slow to get. The
    bits are the same, since the same kernels pack into scratch then. Shards share their packs. */
 static bool keeps_packs(const boot_network *network, const boot_shards *shards) {
-    return network->keep_packed && (shards->runs > 1 || shards->count > 1);
+    return packs_stay(network) && (shards->runs > 1 || shards->count > 1);
 }
 
 /* Readies everything that a run of these plans needs, and notes what it works on. */

@@ -41,6 +41,11 @@ boot_status boot_network_backward(boot_network *network, const float *doutput);
 void boot_network_keep_packed(boot_network *network, bool keep);
 void boot_network_weights_changed(boot_network *network);
 
+/* The weights change with every step or two: packed ones are made anew in each pass, by each thread
+   in its own caches, since to write them to memory and read them back takes longer. Threads still
+   take parts of a batch if packed weights are to be kept. Off at first. */
+void boot_network_in_training(boot_network *network, bool on);
+
 /* Backward recomputes the insides of every block instead of keeping them. Off at first. The same
    bits, less memory, more time. */
 void boot_network_gradient_checkpointing(boot_network *network, bool on);

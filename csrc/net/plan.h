@@ -59,6 +59,7 @@ typedef struct {
     float *arena;
     boot_packs *packs;    /* where packed weights are kept between calls; or NULL */
     double *step_seconds; /* per step of the plan, added to; NULL: no timing */
+    int threads;          /* of the team, which change no bit; 0: all */
 } boot_run;
 
 /* Packs every weight whose pack is out of date, a node to a thread; needs run->packs. */

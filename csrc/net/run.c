@@ -58,9 +58,9 @@ BOOT_INLINE void add_into_body(int64_t count, const float *src, float *restrict 
 }
 BOOT_MULTI_ISA(add_into, (int64_t count, const float *src, float *restrict dst), (count, src, dst))
 
-static void add_parallel(int64_t count, const float *src, float *dst) {
+static void add_shared(int64_t count, const float *src, float *dst) {
     const int64_t block = 16384;
-#pragma omp parallel for schedule(static)
+#pragma omp for schedule(static)
     for (int64_t i = 0; i < count; i += block)
         add_into(count - i < block ? count - i : block, src + i, dst + i);
 }
@@ -85,16 +85,24 @@ static boot_status run_backward(const boot_plan *plan, const boot_run *run, cons
         call.accumulate[j] = use->add[j] && !detour;
     }
     BOOT_TRY(node->op->backward(node, &call));
-    for (int j = 0; j < BOOT_MAX_INPUTS; j++)
-        if (use->temporary[j] >= 0)
-            add_parallel(boot_count(&node->in[j]), call.din[j].data,
-                         buffer_data(plan, run, use->din[j]));
+    for (int j = 0; j < BOOT_MAX_INPUTS; j++) {
+        if (use->temporary[j] < 0) continue;
+        const int64_t count = boot_count(&node->in[j]);
+        float *sum = buffer_data(plan, run, use->din[j]);
+        if (node->outside & BOOT_OUTSIDE_BACKWARD) {
+#pragma omp parallel
+            add_shared(count, call.din[j].data, sum);
+        } else {
+            add_shared(count, call.din[j].data, sum);
+        }
+    }
     return BOOT_OK;
 }
 
 static boot_status run_step(const boot_plan *plan, const boot_run *run, int i) {
     const boot_step *step = &plan->steps[i];
-    const double start = run->step_seconds ? omp_get_wtime() : 0;
+    const bool timed = run->step_seconds && omp_get_thread_num() == 0;
+    const double start = timed ? omp_get_wtime() : 0;
     if (step->kind == BOOT_STEP_BACKWARD) {
         BOOT_TRY(run_backward(plan, run, step));
     } else {
@@ -102,7 +110,37 @@ static boot_status run_step(const boot_plan *plan, const boot_run *run, int i) {
         const boot_node *node = &plan->graph.nodes[step->node];
         BOOT_TRY(node->op->forward(node, &call));
     }
-    if (run->step_seconds) run->step_seconds[i] += omp_get_wtime() - start;
+    if (timed) run->step_seconds[i] += omp_get_wtime() - start;
+    return BOOT_OK;
+}
+
+static bool is_outside(const boot_plan *plan, int i) {
+    const boot_step *step = &plan->steps[i];
+    return plan->graph.nodes[step->node].outside &
+           (step->kind == BOOT_STEP_BACKWARD ? BOOT_OUTSIDE_BACKWARD : BOOT_OUTSIDE_FORWARD);
+}
+
+/* Steps [from, to): each stretch of them on one team, whose threads go from step to step together;
+   a fork for every step would take as long as a small network's arithmetic. */
+static boot_status run_steps(const boot_plan *plan, const boot_run *run, int from, int to) {
+    const int threads = run->threads ? run->threads : omp_get_max_threads();
+    while (from < to) {
+        if (is_outside(plan, from)) {
+            BOOT_TRY(run_step(plan, run, from++));
+            continue;
+        }
+        int end = from;
+        while (end < to && !is_outside(plan, end)) end++;
+        boot_status status = BOOT_OK;
+#pragma omp parallel num_threads(threads)
+        {
+            boot_status own = BOOT_OK;
+            for (int i = from; i < end && !own; i++) own = run_step(plan, run, i);
+            if (omp_get_thread_num() == 0) status = own; /* and its message: the caller's thread */
+        }
+        BOOT_TRY(status);
+        from = end;
+    }
     return BOOT_OK;
 }
 
@@ -121,13 +159,11 @@ boot_status boot_plan_pack(const boot_plan *plan, const boot_run *run) {
 }
 
 boot_status boot_plan_forward(const boot_plan *plan, const boot_run *run) {
-    for (int i = 0; i < plan->forward_steps; i++) BOOT_TRY(run_step(plan, run, i));
-    return BOOT_OK;
+    return run_steps(plan, run, 0, plan->forward_steps);
 }
 
 boot_status boot_plan_backward(const boot_plan *plan, const boot_run *run) {
-    for (int i = plan->forward_steps; i < plan->num_steps; i++) BOOT_TRY(run_step(plan, run, i));
-    return BOOT_OK;
+    return run_steps(plan, run, plan->forward_steps, plan->num_steps);
 }
 
 float *boot_plan_output(const boot_plan *plan, const boot_run *run) {

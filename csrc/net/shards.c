@@ -19,6 +19,7 @@ static boot_status make_plans(boot_shards *shards, boot_params *params, boot_bui
         const int64_t rows = boot_shards_first(shards, i + 1) - boot_shards_first(shards, i);
         boot_graph graph;
         boot_graph_init(&graph, params, shards->training);
+        graph.packed = context->packed;
         const int output = build(&graph, config, rows, shards->height, shards->width);
         BOOT_TRY(boot_plan_make(&shards->plans[i], &graph, output, context));
     }
@@ -120,13 +121,25 @@ static boot_status run_all(const boot_shards *shards, const boot_shards_run *run
     return status ? boot_fail(status, "%s", message) : BOOT_OK;
 }
 
+/* Before the threads start: none may write packed weights while another reads them. */
+static boot_status pack_all(boot_shards *shards, const boot_shards_run *run) {
+    if (!run->run.packs || shards->packed == run->run.packs->version) return BOOT_OK;
+    for (int i = 0; i < shards->count; i++) BOOT_TRY(boot_plan_pack(&shards->plans[i], &run->run));
+    shards->packed = run->run.packs->version;
+    return BOOT_OK;
+}
+
 boot_status boot_shards_forward(boot_shards *shards, const boot_shards_run *run, float *output) {
-    if (run->run.packs && shards->packed != run->run.packs->version) {
-        for (int i = 0; i < shards->count; i++)
-            BOOT_TRY(boot_plan_pack(&shards->plans[i], &run->run));
-        shards->packed = run->run.packs->version;
-    }
-    return run_all(shards, run, output, NULL);
+    BOOT_TRY(pack_all(shards, run));
+    if (shards->training || shards->count > 1 || run->run.step_seconds)
+        return run_all(shards, run, output, NULL);
+    boot_shards_run paced = *run;
+    const int most = omp_get_max_threads();
+    paced.run.threads = boot_pace_threads(&shards->pace, most);
+    const double start = omp_get_wtime();
+    BOOT_TRY(run_all(shards, &paced, output, NULL));
+    boot_pace_note(&shards->pace, most, omp_get_wtime() - start);
+    return BOOT_OK;
 }
 
 BOOT_INLINE void add_grads_body(int64_t count, int more, int64_t apart, const float *src,
@@ -142,6 +155,7 @@ boot_status boot_shards_backward(boot_shards *shards, const boot_shards_run *run
                                  const float *doutput) {
     const int64_t floats = shards->plans[0].graph.params->floats, block = 4096;
     const int more = shards->count - 1;
+    BOOT_TRY(pack_all(shards, run));
     BOOT_TRY(run_all(shards, run, NULL, doutput));
 #pragma omp parallel for schedule(static) if (more)
     for (int64_t i = 0; i < (more ? floats : 0); i += block)

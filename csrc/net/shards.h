@@ -2,6 +2,7 @@
 #ifndef BOOT_SHARDS_H
 #define BOOT_SHARDS_H
 
+#include "net/pace.h"
 #include "net/plan.h"
 
 /* Plans of one batch size. With one plan, every operation is spread over the threads. With several,
@@ -13,6 +14,7 @@ typedef struct {
     int64_t n, height, width;
     bool training;
     int64_t runs;    /* forwards so far */
+    boot_pace pace;  /* of passes that keep nothing for a backward */
     uint64_t packed; /* version of the weights that the packs were last filled for */
 } boot_shards;
 

@@ -38,6 +38,15 @@ static int linear(builder *b, int x, const char *key, int64_t out) {
     return boot_graph_node(b->graph, &boot_op_linear, key, (int[]){x, w, bias, -1, -1}, NULL);
 }
 
+/* Linear `right` from C to C channels, then `left`; see linear_pair.c for `transposed`. */
+static int linear_pair(builder *b, int x, const char *right, const char *left, bool transposed) {
+    const int64_t C = channels_of(b, x);
+    const int w = weight2(b, right, C, C), bias = vector(b, right, "bias", C);
+    return boot_graph_node(b->graph, &boot_op_linear_pair, right,
+                           (int[]){x, w, weight2(b, left, C, C), bias, vector(b, left, "bias", C)},
+                           (double[BOOT_MAX_ATTRS]){transposed});
+}
+
 /* A 1x1 convolution is a linear map of each pixel; only its weight's shape differs. */
 static int conv1x1(builder *b, int x, const char *key, int64_t out) {
     const int w = boot_graph_param(b->graph, true, 4, (int64_t[]){out, channels_of(b, x), 1, 1},
@@ -123,6 +132,32 @@ static int resnet(builder *b, int x, const char *prefix, int64_t out, resampling
     return leave_block(b, conv3x3(b, h, conv2, out, 1, 1, -1, x, 1 / output_scale));
 }
 
+/* Whether W = L R costs less than a product with each: more rows than channels, or none at all. */
+static bool pairs_pay(builder *b, int x) {
+    const boot_tensor shape = boot_graph_shape(b->graph, x);
+    return b->graph->packed || boot_pixels(&shape) > shape.c;
+}
+
+/* One head: to_q and to_k are one map, and so are to_v and to_out. */
+static int attention_of_one_head(builder *b, int h, const char *prefix, const char *const keys[4]) {
+    const int64_t C = channels_of(b, h);
+    for (int i = 0; i < 4; i++) weight2(b, keys[i], C, C), vector(b, keys[i], "bias", C);
+    const int q = linear_pair(b, h, keys[0], keys[1], true);
+    const int v = linear_pair(b, h, keys[2], keys[3], false);
+    return boot_graph_node(b->graph, &boot_op_attention, prefix, (int[]){q, h, v, -1, -1},
+                           (double[BOOT_MAX_ATTRS]){1});
+}
+
+static int attention_of_heads(builder *b, int h, const char *prefix, const char *const keys[4],
+                              int64_t heads) {
+    const int64_t C = channels_of(b, h);
+    const int q = linear(b, h, keys[0], C), k = linear(b, h, keys[1], C),
+              v = linear(b, h, keys[2], C);
+    const int o = boot_graph_node(b->graph, &boot_op_attention, prefix, (int[]){q, k, v, -1, -1},
+                                  (double[BOOT_MAX_ATTRS]){(double)heads});
+    return linear(b, o, keys[3], C);
+}
+
 /* Attention with its group norm and residual; groups 0: no norm. */
 static int attention(builder *b, int x, const char *prefix, int64_t groups, double output_scale) {
     const int64_t C = channels_of(b, x), head_dim = b->config->attention_head_dim;
@@ -133,11 +168,10 @@ static int attention(builder *b, int x, const char *prefix, int64_t groups, doub
     WITH_KEY(to_out, prefix, "to_out.0");
     enter_block(b);
     const int h = groups ? group_norm(b, x, norm, groups, BOOT_ACT_NONE, -1) : x;
-    const int q = linear(b, h, to_q, C), k = linear(b, h, to_k, C), v = linear(b, h, to_v, C);
-    const double heads = head_dim ? (double)(C / head_dim) : 1;
-    const int o = boot_graph_node(b->graph, &boot_op_attention, prefix, (int[]){q, k, v, -1, -1},
-                                  (double[BOOT_MAX_ATTRS]){heads});
-    const int out = linear(b, o, to_out, C);
+    const char *const keys[] = {to_q, to_k, to_v, to_out};
+    const int64_t heads = head_dim ? C / head_dim : 1;
+    const int out = heads == 1 && pairs_pay(b, h) ? attention_of_one_head(b, h, prefix, keys)
+                                                  : attention_of_heads(b, h, prefix, keys, heads);
     return leave_block(b, binary(b, &boot_op_add, x, out, prefix, 1 / output_scale));
 }
 

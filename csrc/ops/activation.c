@@ -42,7 +42,7 @@ BOOT_MULTI_ISA(act_grad_row,
 static boot_status activation_forward(const boot_node *node, const boot_call *call) {
     const boot_tensor *x = &call->in[X], *y = &call->out;
     const int64_t rows = boot_pixels(x);
-#pragma omp parallel for schedule(static) if (boot_count(x) > 16384)
+#pragma omp for schedule(static)
     for (int64_t r = 0; r < rows; r++)
         act_row((boot_act)node->attr[ACT], x->c, x->data + r * x->ld, y->data + r * y->ld);
     return BOOT_OK;
@@ -52,7 +52,7 @@ static boot_status activation_backward(const boot_node *node, const boot_call *c
     const boot_tensor *x = &call->in[X], *dy = &call->dout, *dx = &call->din[X];
     const int64_t rows = boot_pixels(x);
     if (!dx->data) return BOOT_OK;
-#pragma omp parallel for schedule(static) if (boot_count(x) > 16384)
+#pragma omp for schedule(static)
     for (int64_t r = 0; r < rows; r++)
         act_grad_row((boot_act)node->attr[ACT], x->c, x->data + r * x->ld, dy->data + r * dy->ld,
                      call->accumulate[X], dx->data + r * dx->ld);

@@ -41,7 +41,7 @@ BOOT_MULTI_ISA(scale_row, (int64_t count, float scale, const float *dy, bool add
 static boot_status add_forward(const boot_node *node, const boot_call *call) {
     const boot_tensor *a = &call->in[A], *b = &call->in[B], *y = &call->out;
     const int64_t rows = boot_pixels(y);
-#pragma omp parallel for schedule(static) if (boot_count(y) > 16384)
+#pragma omp for schedule(static)
     for (int64_t r = 0; r < rows; r++)
         add_row(y->c, (float)node->attr[SCALE], a->data + r * a->ld, b->data + r * b->ld,
                 y->data + r * y->ld);
@@ -54,7 +54,7 @@ static boot_status add_backward(const boot_node *node, const boot_call *call) {
     for (int i = A; i <= B; i++) {
         const boot_tensor *dx = &call->din[i];
         if (!dx->data || dx->data == dy->data) continue; /* not wanted, or shares dy's memory */
-#pragma omp parallel for schedule(static) if (boot_count(dy) > 16384)
+#pragma omp for schedule(static)
         for (int64_t r = 0; r < rows; r++)
             scale_row(dy->c, (float)node->attr[SCALE], dy->data + r * dy->ld, call->accumulate[i],
                       dx->data + r * dx->ld);

@@ -124,12 +124,12 @@ static void forward_rows(const boot_node *node, const boot_call *call, int64_t n
 /* q, k, v, o: (N, H, W, C) */
 static boot_status attention_forward(const boot_node *node, const boot_call *call) {
     const boot_tensor *q = &call->in[Q];
-    const int64_t heads = (int64_t)node->attr[HEADS], T = q->h * q->w, d = q->c / heads;
-    const int64_t units = q->n * heads, threads = omp_get_max_threads();
+    const int64_t heads = (int64_t)node->attr[HEADS], T = q->h * q->w;
+    const int64_t units = q->n * heads, threads = omp_get_num_threads();
     /* Images and heads that do not go round are cut by their queries too, whose sums stay whole. */
     const bool uneven = units % threads && units < 4 * threads && T >= threads * MIN_PART;
     const int64_t parts = uneven ? threads : 1;
-#pragma omp parallel for collapse(2) schedule(static) if (units * T * T * d > 65536)
+#pragma omp for collapse(2) schedule(static)
     for (int64_t unit = 0; unit < units; unit++)
         for (int64_t part = 0; part < parts; part++)
             forward_rows(node, call, unit / heads, unit % heads, part * T / parts,
@@ -169,9 +169,8 @@ static void attention_backward_head(const boot_node *node, const boot_call *call
 }
 
 static boot_status attention_backward(const boot_node *node, const boot_call *call) {
-    const int64_t heads = (int64_t)node->attr[HEADS], N = node->in[Q].n,
-                  T = node->in[Q].h * node->in[Q].w;
-#pragma omp parallel for collapse(2) schedule(static) if (N * heads * T * T > 1024)
+    const int64_t heads = (int64_t)node->attr[HEADS], N = node->in[Q].n;
+#pragma omp for collapse(2) schedule(static)
     for (int64_t n = 0; n < N; n++)
         for (int64_t h = 0; h < heads; h++)
             attention_backward_head(node, call, n, h,

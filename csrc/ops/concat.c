@@ -29,7 +29,7 @@ static boot_status concat_forward(const boot_node *node, const boot_call *call) 
         const boot_tensor *x = &call->in[i];
         float *dst = y->data + (i == A ? 0 : call->in[A].c);
         if (x->data == dst) continue;
-#pragma omp parallel for schedule(static) if (boot_count(y) > 16384)
+#pragma omp for schedule(static)
         for (int64_t r = 0; r < rows; r++)
             memcpy(dst + r * y->ld, x->data + r * x->ld, x->c * sizeof(float));
     }
@@ -44,7 +44,7 @@ static boot_status concat_backward(const boot_node *node, const boot_call *call)
         if (!dx->data) continue;
         const float *src = dy->data + (i == A ? 0 : node->in[A].c);
         const bool add = call->accumulate[i];
-#pragma omp parallel for schedule(static) if (boot_count(dy) > 16384)
+#pragma omp for schedule(static)
         for (int64_t r = 0; r < rows; r++) {
             float *d = dx->data + r * dx->ld;
             const float *s = src + r * dy->ld;

@@ -19,8 +19,12 @@
 enum { X, WEIGHT, BIAS, TEMB, RESIDUAL };
 enum { STRIDE, PAD_BEGIN, PAD_END, SCALE, KERNEL, UPSAMPLED };
 
-const boot_conv_kernel *const boot_conv_kernels[BOOT_NUM_CONV_KERNELS] = {
-    NULL, &boot_conv_direct, &boot_conv_dnnl_winograd, &boot_conv_winograd, &boot_conv_plain};
+const boot_conv_kernel *const boot_conv_kernels[BOOT_NUM_CONV_KERNELS] = {NULL,
+                                                                          &boot_conv_direct,
+                                                                          &boot_conv_dnnl_winograd,
+                                                                          &boot_conv_winograd,
+                                                                          &boot_conv_plain,
+                                                                          &boot_conv_taps};
 
 typedef struct {
     boot_conv_shape shape;
@@ -89,12 +93,16 @@ static boot_status conv2d_infer(boot_node *node) {
 
 static int64_t max64(int64_t a, int64_t b) { return a > b ? a : b; }
 
+/* Seconds that a team's break for a kernel with threads of its own takes. */
+static const double FORK = 1e-6;
+
 /* Times every automatic kernel that applies, in alternating rounds: machines are shared. */
 static boot_status time_kernels(const boot_conv_shape *s, boot_conv_direction direction,
                                 boot_plan_context *context, const char *key) {
     enum { ROUNDS = 2, REPEATS = 3 };
     const boot_conv_packing packing = !context->packed ? BOOT_PACK_AGAIN
                                       : context->cold  ? BOOT_PACK_KEPT_COLD
+                                      : context->far   ? BOOT_PACK_KEPT_FAR
                                                        : BOOT_PACK_KEPT;
     double best[BOOT_NUM_CONV_KERNELS], lead = 1e30;
     int winner = 0;
@@ -113,6 +121,7 @@ static boot_status time_kernels(const boot_conv_shape *s, boot_conv_direction di
             if (best[i] < 0) continue;
             BOOT_TRY(status);
             seconds *= kernel->handicap;
+            if (!kernel->team && omp_get_max_threads() > 1) seconds += FORK;
             if (seconds < best[i]) best[i] = seconds;
             if (best[i] < lead) lead = best[i], winner = i;
         }
@@ -145,6 +154,7 @@ static boot_status choose_kernel(const boot_node *node, const boot_conv_shape *s
              s->upsampled ? " upsampled" : "",
              !kept           ? ""
              : context->cold ? " packed cold"
+             : context->far  ? " packed far"
                              : " packed");
     const boot_choice *known;
     BOOT_TRY(boot_tuner_recall(context, key, &known));
@@ -203,6 +213,8 @@ static boot_status conv2d_plan(boot_node *node, void *context) {
         if (!state->kernel[d]->fused && d != BOOT_CONV_DATA)
             node->dense |= 1u << X; /* oneDNN: plain NHWC only */
         if (!state->kernel[d]->fused && d == BOOT_CONV_FORWARD) node->dense |= BOOT_DENSE_OUT;
+        if (!state->kernel[d]->team)
+            node->outside |= d == BOOT_CONV_FORWARD ? BOOT_OUTSIDE_FORWARD : BOOT_OUTSIDE_BACKWARD;
         if (plan->packed && d != BOOT_CONV_WEIGHTS && state->kernel[d]->pack_need)
             node->packs[d] = state->kernel[d]->pack_need(state->state[d], &state->shape, d);
     }
@@ -276,23 +288,27 @@ static void sum_grads(const boot_conv_shape *s, const boot_call *call, const boo
                       float *sums) {
     float *dbias = call->din[BIAS].data, *dtemb = call->din[TEMB].data;
     if (!dbias && !dtemb) return;
-#pragma omp parallel for schedule(static)
+#pragma omp for schedule(static)
     for (int64_t n = 0; n < s->N; n++)
         boot_column_sums(s->Ho * s->Wo, s->O, dy->data + n * s->Ho * s->Wo * dy->ld, dy->ld,
                          sums + n * s->O);
-    if (dbias) memset(dbias, 0, s->O * sizeof(float));
-    for (int64_t n = 0; n < s->N; n++)
-        for (int64_t o = 0; o < s->O; o++) {
-            const float v = sums[n * s->O + o];
-            if (dbias) dbias[o] += v;
-            if (dtemb) dtemb[n * s->O + o] = call->accumulate[TEMB] ? dtemb[n * s->O + o] + v : v;
-        }
+#pragma omp single
+    {
+        if (dbias) memset(dbias, 0, s->O * sizeof(float));
+        for (int64_t n = 0; n < s->N; n++)
+            for (int64_t o = 0; o < s->O; o++) {
+                const float v = sums[n * s->O + o];
+                if (dbias) dbias[o] += v;
+                if (dtemb)
+                    dtemb[n * s->O + o] = call->accumulate[TEMB] ? dtemb[n * s->O + o] + v : v;
+            }
+    }
 }
 
 /* dst (+)= scale src over all pixels. */
 static void scale_rows(const boot_tensor *src, const boot_tensor *dst, float scale, bool add) {
     const int64_t rows = boot_pixels(src);
-#pragma omp parallel for schedule(static)
+#pragma omp for schedule(static)
     for (int64_t r = 0; r < rows; r++)
         for (int64_t c = 0; c < src->c; c++) {
             const float v = scale * src->data[r * src->ld + c];
@@ -300,41 +316,69 @@ static void scale_rows(const boot_tensor *src, const boot_tensor *dst, float sca
         }
 }
 
-static boot_status conv2d_backward(const boot_node *node, const boot_call *call) {
+/* What comes before the kernels, on a team: *dy = scale dout, dbias and dtemb. */
+static void before_kernels(const boot_node *node, const boot_call *call, boot_tensor *dy) {
     const conv2d_state *state = node->state;
-    const boot_conv_shape *s = &state->shape;
-    const float scale = (float)node->attr[SCALE];
-    boot_tensor dy = call->dout;
-    if (scale != 1.0f) {
-        dy.data = call->scratch + state->scaled_at, dy.ld = dy.c;
-        scale_rows(&call->dout, &dy, scale, false);
-    }
-    sum_grads(s, call, &dy, call->scratch + state->sums_at);
-    const boot_conv_args args = {.x = call->in[X].data,
-                                 .weight = call->in[WEIGHT].data,
-                                 .dy = dy.data,
-                                 .dx = call->din[X].data,
-                                 .dweight = call->din[WEIGHT].data,
-                                 .ldy = dy.ld,
-                                 .scale = 1,
-                                 .accumulate = call->accumulate[X],
-                                 .scratch = call->scratch,
-                                 .packs = call->packs};
-    boot_conv_args weights = args, data = args;
-    weights.ldx = call->in[X].ld, data.ldx = call->din[X].ld;
-    if (args.dweight) {
-        const int threads = limit_threads(state->alone);
-        const boot_status status = state->kernel[BOOT_CONV_WEIGHTS]->run(
-            state->state[BOOT_CONV_WEIGHTS], s, BOOT_CONV_WEIGHTS, &weights);
-        omp_set_num_threads(threads);
-        BOOT_TRY(status);
-    }
-    if (args.dx)
-        BOOT_TRY(state->kernel[BOOT_CONV_DATA]->run(state->state[BOOT_CONV_DATA], s, BOOT_CONV_DATA,
-                                                    &data));
+    if (node->attr[SCALE] != 1.0) scale_rows(&call->dout, dy, (float)node->attr[SCALE], false);
+    sum_grads(&state->shape, call, dy, call->scratch + state->sums_at);
+}
+
+static void after_kernels(const boot_call *call, const boot_tensor *dy) {
     const boot_tensor *dr = &call->din[RESIDUAL];
     if (dr->data && dr->data != call->dout.data)
-        scale_rows(&dy, dr, 1.0f, call->accumulate[RESIDUAL]);
+        scale_rows(dy, dr, 1.0f, call->accumulate[RESIDUAL]);
+}
+
+/* One direction's kernel. outside: there is no team yet. */
+static boot_status run_kernel(const conv2d_state *state, boot_conv_direction d, bool outside,
+                              const boot_conv_args *args) {
+    const boot_conv_kernel *kernel = state->kernel[d];
+    boot_status status = BOOT_OK;
+    if (!outside || !kernel->team) return kernel->run(state->state[d], &state->shape, d, args);
+#pragma omp parallel
+    {
+        const boot_status own = kernel->run(state->state[d], &state->shape, d, args);
+        if (omp_get_thread_num() == 0) status = own;
+    }
+    return status;
+}
+
+static boot_status conv2d_backward(const boot_node *node, const boot_call *call) {
+    const conv2d_state *state = node->state;
+    const bool outside = node->outside & BOOT_OUTSIDE_BACKWARD;
+    boot_tensor dy = call->dout;
+    if (node->attr[SCALE] != 1.0) dy.data = call->scratch + state->scaled_at, dy.ld = dy.c;
+    if (outside) {
+#pragma omp parallel
+        before_kernels(node, call, &dy);
+    } else {
+        before_kernels(node, call, &dy);
+    }
+    boot_conv_args args = {.x = call->in[X].data,
+                           .weight = call->in[WEIGHT].data,
+                           .dy = dy.data,
+                           .dx = call->din[X].data,
+                           .dweight = call->din[WEIGHT].data,
+                           .ldx = call->in[X].ld,
+                           .ldy = dy.ld,
+                           .scale = 1,
+                           .accumulate = call->accumulate[X],
+                           .scratch = call->scratch,
+                           .packs = call->packs};
+    if (args.dweight) {
+        const int threads = limit_threads(state->alone);
+        const boot_status status = run_kernel(state, BOOT_CONV_WEIGHTS, outside, &args);
+        if (state->alone) omp_set_num_threads(threads);
+        BOOT_TRY(status);
+    }
+    args.ldx = call->din[X].ld;
+    if (args.dx) BOOT_TRY(run_kernel(state, BOOT_CONV_DATA, outside, &args));
+    if (outside) {
+#pragma omp parallel
+        after_kernels(call, &dy);
+    } else {
+        after_kernels(call, &dy);
+    }
     return BOOT_OK;
 }
 

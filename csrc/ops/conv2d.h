@@ -45,6 +45,7 @@ typedef struct {
     const char *name;
     bool fused; /* forward: run() applies temb, residual and scale itself; data: honours accumulate
                  */
+    bool team;  /* run() is for every thread of a team; else for one, and it forks by itself */
     bool automatic;  /* takes part in timing */
     double handicap; /* its time is multiplied by this: the price of separate epilogues and large
                         scratch */
@@ -63,15 +64,20 @@ typedef struct {
 } boot_conv_kernel;
 
 extern const boot_conv_kernel boot_conv_direct, boot_conv_dnnl_winograd, boot_conv_winograd,
-    boot_conv_plain;
+    boot_conv_plain, boot_conv_taps;
 
 /* All kernels; boot_conv_kernels[0] is "auto" (NULL). */
-enum { BOOT_NUM_CONV_KERNELS = 5 };
+enum { BOOT_NUM_CONV_KERNELS = 6 };
 extern const boot_conv_kernel *const boot_conv_kernels[BOOT_NUM_CONV_KERNELS];
 
-/* How a timed run finds its weights: to be packed, kept packed by the run before, or kept packed
-   but not in the caches. */
-typedef enum { BOOT_PACK_AGAIN, BOOT_PACK_KEPT, BOOT_PACK_KEPT_COLD } boot_conv_packing;
+/* How a timed run finds its weights: to be packed, kept packed by the run before, kept packed in
+   the third-level cache, or in memory. */
+typedef enum {
+    BOOT_PACK_AGAIN,
+    BOOT_PACK_KEPT,
+    BOOT_PACK_KEPT_FAR,
+    BOOT_PACK_KEPT_COLD
+} boot_conv_packing;
 
 /* Best of up to `repeats` runs in seconds on made-up data, for the tuner and for benchmarks. Stops
    early once a run took longer than `give_up` seconds: such a kernel has lost. BOOT_ERR_MEMORY if

@@ -17,7 +17,7 @@ typedef struct {
     dnnl_primitive_t reorder;
     int64_t offset,
         reorder_pad; /* floats into scratch: the copy, and the reorder's own scratchpad */
-    int64_t floats;  /* of the copy */
+    int64_t floats, pad_floats; /* of the copy, and of that scratchpad */
     dnnl_memory_t pad;
     int arg;
 } conv_arg;
@@ -137,7 +137,8 @@ static boot_status bind_arg(conv_state *s, conv_setup *u, int i, int dnnl_arg, d
         status =
             boot_dnnl_check(dnnl_memory_create(&a->pad, pad, engine, DNNL_MEMORY_NONE), "memory");
     a->reorder_pad = *scratch;
-    *scratch += floats_of(pad);
+    a->pad_floats = floats_of(pad);
+    *scratch += a->pad_floats;
     dnnl_primitive_desc_destroy(pd);
     return status;
 }
@@ -179,11 +180,11 @@ static boot_status conv_create(const boot_conv_shape *c, boot_conv_direction dir
     return status;
 }
 
-static boot_status run_reorder(conv_state *s, conv_arg *a, bool to_ours, float *scratch) {
+static boot_status run_reorder(conv_state *s, conv_arg *a, bool to_ours, float *pad) {
     const dnnl_exec_arg_t list[] = {{DNNL_ARG_FROM, to_ours ? a->theirs : a->ours},
                                     {DNNL_ARG_TO, to_ours ? a->ours : a->theirs},
                                     {DNNL_ARG_SCRATCHPAD, a->pad}};
-    BOOT_DNNL_TRY(dnnl_memory_set_data_handle(a->pad, scratch + a->reorder_pad), "scratch");
+    BOOT_DNNL_TRY(dnnl_memory_set_data_handle(a->pad, pad), "scratch");
     return boot_dnnl_check(dnnl_primitive_execute(a->reorder, s->stream, 3, list), "reorder");
 }
 
@@ -202,12 +203,12 @@ static boot_status conv_run(void *opaque, const boot_conv_shape *c, boot_conv_di
         BOOT_DNNL_TRY(dnnl_memory_set_data_handle(a->ours, (void *)ours[i]), "argument");
         if (a->theirs) {
             float *theirs = args->scratch + a->offset;
-            bool fresh = i == s->output;
-            /* The state is the key: each primitive has a layout of its own. */
-            if (i == WEIGHT && !fresh && args->packs)
-                BOOT_TRY(boot_packs_get(args->packs, args->weight, s, a->floats, &theirs, &fresh));
-            BOOT_DNNL_TRY(dnnl_memory_set_data_handle(a->theirs, theirs), "argument");
-            if (!fresh) BOOT_TRY(run_reorder(s, a, false, args->scratch));
+            float *kept = NULL;
+            if (i == WEIGHT && i != s->output && args->packs)
+                kept = boot_packs_find(args->packs, args->weight, s, a->floats);
+            BOOT_DNNL_TRY(dnnl_memory_set_data_handle(a->theirs, kept ? kept : theirs), "argument");
+            if (!kept && i != s->output)
+                BOOT_TRY(run_reorder(s, a, false, args->scratch + a->reorder_pad));
         }
         list[count++] = (dnnl_exec_arg_t){a->arg, a->theirs ? a->theirs : a->ours};
     }
@@ -218,8 +219,29 @@ static boot_status conv_run(void *opaque, const boot_conv_shape *c, boot_conv_di
     BOOT_DNNL_TRY(dnnl_memory_set_data_handle(s->pad, args->scratch), "scratch");
     list[count++] = (dnnl_exec_arg_t){DNNL_ARG_SCRATCHPAD, s->pad};
     BOOT_DNNL_TRY(dnnl_primitive_execute(s->primitive, s->stream, count, list), "convolution");
-    if (s->args[s->output].theirs) return run_reorder(s, &s->args[s->output], true, args->scratch);
+    conv_arg *out = &s->args[s->output];
+    if (out->theirs) return run_reorder(s, out, true, args->scratch + out->reorder_pad);
     return BOOT_OK;
+}
+
+/* The weights in the primitive's layout. The state is the key: each primitive has a layout of its
+   own. Nodes are packed by several threads at once, so the reorder's scratch is its own too. */
+static boot_status conv_pack(void *opaque, const boot_conv_shape *c, boot_conv_direction direction,
+                             const boot_conv_args *args) {
+    (void)c, (void)direction;
+    conv_state *s = opaque;
+    conv_arg *a = &s->args[WEIGHT];
+    float *theirs, *pad;
+    bool fresh;
+    if (!a->theirs || s->output == WEIGHT) return BOOT_OK;
+    BOOT_TRY(boot_packs_get(args->packs, args->weight, s, a->floats, &theirs, &fresh));
+    if (fresh) return BOOT_OK;
+    BOOT_DNNL_TRY(dnnl_memory_set_data_handle(a->ours, (void *)args->weight), "argument");
+    BOOT_DNNL_TRY(dnnl_memory_set_data_handle(a->theirs, theirs), "argument");
+    BOOT_TRY(boot_alloc((void **)&pad, a->pad_floats * sizeof(float), false, "reorder"));
+    const boot_status status = run_reorder(s, a, false, pad);
+    boot_free(pad);
+    return status;
 }
 
 /* oneDNN's kernels count in int: beyond that they were seen to divide by zero. */
@@ -262,6 +284,7 @@ const boot_conv_kernel boot_conv_direct = {.name = "direct",
                                            .handicap = 1.08,
                                            .applies = direct_applies,
                                            .create = direct_create,
+                                           .pack = conv_pack,
                                            .run = conv_run,
                                            .destroy = conv_destroy,
                                            .pack_need = conv_pack_need};
@@ -271,6 +294,7 @@ const boot_conv_kernel boot_conv_dnnl_winograd = {
     .handicap = 1.25, /* keeps whole transformed tensors, up to 100 MB */
     .applies = winograd_applies,
     .create = winograd_create,
+    .pack = conv_pack,
     .run = conv_run,
     .destroy = conv_destroy,
     .pack_need = conv_pack_need};

@@ -13,7 +13,7 @@
 
 #include "ops/conv2d_winograd.h"
 
-enum { MAX_BLOCK = 36, FEW_TILES = 128, DEPTH = 128 };
+enum { MAX_BLOCK = 36, FEW_TILES = 64, DEPTH = 128, MOST_PANELS = 3 };
 
 /* Either every thread takes whole blocks (private buffers), or, with fewer blocks than threads, all
    threads share each stage of one block. */
@@ -23,7 +23,7 @@ static boot_tile_cut cut_of(int64_t N, int64_t H, int64_t W, int64_t K, int64_t 
     k.blocks = boot_round_up((k.tiles + MAX_BLOCK - 1) / MAX_BLOCK, threads);
     k.block = boot_round_up((k.tiles + k.blocks - 1) / k.blocks, 4);
     /* Blocks of fewer than 12 tiles would leave the register tile of the product half empty. */
-    k.shared = k.block < 12;
+    k.shared = k.block < 8;
     if (k.shared) k.block = k.tiles < MAX_BLOCK ? k.tiles : MAX_BLOCK;
     k.blocks = (k.tiles + k.block - 1) / k.block;
     k.ldv = boot_tile_row(K), k.ldm = boot_tile_row(C);
@@ -43,6 +43,7 @@ typedef struct {
     boot_tile_out sink;
     const float *x;
     float *u;
+    bool packed; /* u holds all of U already */
     int64_t panels, plane_u, panel_u;
 } pass;
 
@@ -69,16 +70,42 @@ static void product(const pass *p, int64_t rows, int64_t q, int64_t j, const flo
              m + q * p->cut.plane_m + j * p->nr, p->cut.ldm, false);
 }
 
+/* The same pass, seen by the outputs of one panel, from `o` on, alone; its M is (planes, rows, nr).
+ */
+static pass panel_of(const pass *p, int64_t o, int64_t plane_m) {
+    pass part = *p;
+    part.cut.ldm = p->nr, part.cut.plane_m = plane_m;
+    part.out.channels = p->out.channels - o < p->nr ? p->out.channels - o : p->nr;
+    part.sink.y += o;
+    if (p->sink.bias) part.sink.bias += o;
+    if (p->sink.temb) part.sink.temb += o;
+    if (p->sink.residual) part.sink.residual += o;
+    return part;
+}
+
+/* Whether a block's products are finished a panel of outputs after the other: their M stays in the
+   second-level cache then. With more panels reading V again for each takes longer. */
+static bool by_panels(const pass *p) { return p->panels > 1 && p->panels <= MOST_PANELS; }
+
 /* Each thread takes whole blocks. */
 static void run_blocks(const pass *p, float *work) {
     const boot_tile_cut *k = &p->cut;
     const int64_t each = PLANES * (k->plane_v + k->plane_m);
     float *v = work + omp_get_thread_num() * each, *m = v + PLANES * k->plane_v;
-    boot_tile_clear_unused(p->s, m, k->plane_m);
+    boot_tile_clear_unused(p->s, m, by_panels(p) ? k->block * p->nr + PAD : k->plane_m);
 #pragma omp for schedule(static)
     for (int64_t b = 0; b < k->blocks; b++) {
         const int64_t rows = boot_tile_rows(k, b);
         input_tiles(p, b * k->block, rows, 0, v);
+        if (by_panels(p)) {
+            for (int64_t j = 0; j < p->panels; j++) {
+                const pass part = panel_of(p, j * p->nr, k->block * p->nr + PAD);
+                for (int q = 0; q < p->planes.count; q++)
+                    product(&part, rows, p->planes.at[q], j, v, m - j * p->nr);
+                output_tiles(&part, b * k->block, rows, 0, m);
+            }
+            continue;
+        }
         for (int q = 0; q < p->planes.count; q++)
             for (int64_t j = 0; j < p->panels; j++) product(p, rows, p->planes.at[q], j, v, m);
         output_tiles(p, b * k->block, rows, 0, m);
@@ -89,8 +116,10 @@ static void run_blocks(const pass *p, float *work) {
 static void run_shared(const pass *p, float *work) {
     const boot_tile_cut *k = &p->cut;
     float *v = work, *m = v + PLANES * k->plane_v;
+    if (p->s->upsampled) {
 #pragma omp single
-    boot_tile_clear_unused(p->s, m, k->plane_m);
+        boot_tile_clear_unused(p->s, m, k->plane_m);
+    }
     for (int64_t b = 0; b < k->blocks; b++) {
         const int64_t rows = boot_tile_rows(k, b);
 #pragma omp for schedule(static)
@@ -137,19 +166,14 @@ static pass pass_of(const boot_conv_shape *s, const boot_conv_args *t, bool data
 /* One kernel's packs differ by direction. */
 static const void *pack_key(bool data) { return (const char *)&boot_conv_winograd + data; }
 
-/* U's place among the kept packs. */
-static boot_status find_pack(pass *p, const boot_conv_args *t, bool data, bool *fresh) {
-    return boot_packs_get(t->packs, t->weight, pack_key(data), p->panels * p->panel_u, &p->u,
-                          fresh);
-}
-
 static boot_status winograd_pack(void *state, const boot_conv_shape *s,
                                  boot_conv_direction direction, const boot_conv_args *t) {
     (void)state;
     const bool data = direction == BOOT_CONV_DATA;
     pass p = pass_of(s, t, data);
     bool fresh;
-    BOOT_TRY(find_pack(&p, t, data, &fresh));
+    BOOT_TRY(
+        boot_packs_get(t->packs, t->weight, pack_key(data), p.panels * p.panel_u, &p.u, &fresh));
     if (fresh) return BOOT_OK;
 #pragma omp parallel /* of one, where the caller shares nodes out among threads already */
     pack_panels(&p, s, t->weight, data);
@@ -172,13 +196,13 @@ static int64_t few_plane_m(const pass *p) { return p->cut.tiles * p->nr + PAD; }
 static void few_products(const pass *p, const boot_conv_args *t, bool data, int64_t o,
                          const float *v, float *u, float *m) {
     const boot_conv_shape *s = p->s;
-    const int64_t K = p->in.channels, piece = t->packs ? K : DEPTH;
+    const int64_t K = p->in.channels, piece = p->packed ? K : DEPTH;
     const int64_t so = data ? 9 : 9 * s->I, sk = data ? 9 * s->I : 9;
-    const int64_t plane_u = t->packs ? p->plane_u : few_plane_u(p);
-    const float *from = t->packs ? p->u + o / p->nr * p->panel_u : u;
+    const int64_t plane_u = p->packed ? p->plane_u : few_plane_u(p);
+    const float *from = p->packed ? p->u + o / p->nr * p->panel_u : u;
     for (int64_t k = 0; k < K; k += piece) {
         const int64_t depth = K - k < piece ? K - k : piece;
-        if (!t->packs)
+        if (!p->packed)
             p->f->weight_panel(p->out.channels - o, depth, t->weight + o * so + k * sk, so, sk,
                                data, u, plane_u);
         for (int i = 0; i < p->planes.count; i++) {
@@ -196,13 +220,7 @@ static void few_panel(const pass *p, const boot_conv_args *t, bool data, int64_t
     float *m = u + PLANES * few_plane_u(p);
     few_products(p, t, data, o, v, u, m);
     boot_tile_clear_unused(p->s, m, plane_m);
-    pass part = *p; /* the same pass, seen by these outputs alone */
-    part.cut.ldm = p->nr, part.cut.plane_m = plane_m;
-    part.out.channels = p->out.channels - o < p->nr ? p->out.channels - o : p->nr;
-    part.sink.y += o;
-    if (p->sink.bias) part.sink.bias += o;
-    if (p->sink.temb) part.sink.temb += o;
-    if (p->sink.residual) part.sink.residual += o;
+    const pass part = panel_of(p, o, plane_m);
     output_tiles(&part, 0, p->cut.tiles, 0, m);
 }
 
@@ -220,22 +238,20 @@ static void run_few(const pass *p, const boot_conv_args *t, bool data, float *v)
 static boot_status run_pass(const boot_conv_shape *s, const boot_conv_args *t, bool data) {
     pass p = pass_of(s, t, data);
     float *work = t->scratch + p.panels * p.panel_u;
+    float *kept = !t->packs
+                      ? NULL
+                      : boot_packs_find(t->packs, t->weight, pack_key(data), p.panels * p.panel_u);
+    p.packed = kept != NULL;
+    if (kept) p.u = kept;
     /* Kept weights are for threads to share out: one alone goes by blocks, whose V is smaller. */
-    const bool few = few_tiles(&p) && (!t->packs || omp_get_max_threads() > 1);
-    bool fresh = !t->packs && few;
-    if (t->packs) BOOT_TRY(find_pack(&p, t, data, &fresh));
-    /* Below this many multiplications one thread is faster than a fork and several barriers. */
-    const bool alone = p.cut.tiles * p.in.channels * p.out.channels * PLANES < 200000;
-#pragma omp parallel if (!alone)
-    {
-        if (!fresh) pack_panels(&p, s, t->weight, data);
-        if (few)
-            run_few(&p, t, data, t->scratch);
-        else if (p.cut.shared)
-            run_shared(&p, work);
-        else
-            run_blocks(&p, work);
-    }
+    const bool few = few_tiles(&p) && (!p.packed || omp_get_num_threads() > 1);
+    if (!few && !p.packed) pack_panels(&p, s, t->weight, data);
+    if (few)
+        run_few(&p, t, data, t->scratch);
+    else if (p.cut.shared)
+        run_shared(&p, work);
+    else
+        run_blocks(&p, work);
     return BOOT_OK;
 }
 
@@ -283,6 +299,7 @@ static void winograd_destroy(void *state) { (void)state; }
 
 const boot_conv_kernel boot_conv_winograd = {.name = "winograd",
                                              .fused = true,
+                                             .team = true,
                                              .automatic = true,
                                              .handicap = 1,
                                              .applies = winograd_applies,

@@ -111,23 +111,22 @@ boot_status boot_winograd_weights(const boot_conv_shape *s, const boot_conv_args
     p.panel = boot_gemm_panel(&p.nr);
     p.d = p.v + PLANES * k->plane_v;
     p.du = p.d + PLANES * k->plane_m;
-#pragma omp parallel if (k->tiles * s->I * s->O * PLANES > 200000)
-    {
-        if (k->blocks > 1) {
-#pragma omp single
-            boot_tile_clear_unused(s, p.du, plane_u);
-        }
-        for (int64_t b = 0; b < k->blocks; b++) {
-            transform_block(&p, b);
-            if (k->blocks == 1)
-                finish_few(&p);
-            else
-                add_products(&p, b, plane_u);
-        }
-#pragma omp for schedule(static)
-        for (int64_t i = 0; i < (k->blocks == 1 ? 0 : s->I); i++)
-            p.f->weight_grad(s->O, p.du + i * k->ldm, plane_u, t->dweight + 9 * i, 9 * s->I);
+    if (k->blocks == 1) {
+        transform_block(&p, 0);
+        finish_few(&p);
+        return BOOT_OK;
     }
+    if (s->upsampled) {
+#pragma omp single
+        boot_tile_clear_unused(s, p.du, plane_u);
+    }
+    for (int64_t b = 0; b < k->blocks; b++) {
+        transform_block(&p, b);
+        add_products(&p, b, plane_u);
+    }
+#pragma omp for schedule(static)
+    for (int64_t i = 0; i < s->I; i++)
+        p.f->weight_grad(s->O, p.du + i * k->ldm, plane_u, t->dweight + 9 * i, 9 * s->I);
     return BOOT_OK;
 }
 

@@ -17,16 +17,18 @@ static boot_status embedding_infer(boot_node *node) {
 static boot_status embedding_forward(const boot_node *node, const boot_call *call) {
     const boot_tensor *y = &call->out;
     const int64_t rows = call->in[WEIGHT].n;
-    for (int64_t n = 0; n < y->n; n++) {
+    for (int64_t n = 0; n < y->n; n++) { /* by every thread: all must find the same */
         const float id = call->in[IDS].data[n];
         if (!(id >= 0 && id < (float)rows) || id != (float)(int64_t)id)
             return boot_fail(
                 BOOT_ERR_VALUE,
                 "embedding (%s): id %g at position %lld, expected a whole number in [0, %lld]",
                 node->name, (double)id, (long long)n, (long long)rows - 1);
-        memcpy(y->data + n * y->ld, call->in[WEIGHT].data + (int64_t)id * y->c,
-               y->c * sizeof(float));
     }
+#pragma omp for schedule(static)
+    for (int64_t n = 0; n < y->n; n++)
+        memcpy(y->data + n * y->ld, call->in[WEIGHT].data + (int64_t)call->in[IDS].data[n] * y->c,
+               y->c * sizeof(float));
     return BOOT_OK;
 }
 
@@ -34,10 +36,13 @@ static boot_status embedding_backward(const boot_node *node, const boot_call *ca
     (void)node;
     const boot_tensor *dy = &call->dout, *dweight = &call->din[WEIGHT];
     if (!dweight->data) return BOOT_OK;
-    memset(dweight->data, 0, boot_count(dweight) * sizeof(float));
-    for (int64_t n = 0; n < dy->n; n++) {
-        float *row = dweight->data + (int64_t)call->in[IDS].data[n] * dy->c;
-        for (int64_t c = 0; c < dy->c; c++) row[c] += dy->data[n * dy->ld + c];
+#pragma omp single /* rows of one class meet in the same sum */
+    {
+        memset(dweight->data, 0, boot_count(dweight) * sizeof(float));
+        for (int64_t n = 0; n < dy->n; n++) {
+            float *row = dweight->data + (int64_t)call->in[IDS].data[n] * dy->c;
+            for (int64_t c = 0; c < dy->c; c++) row[c] += dy->data[n * dy->ld + c];
+        }
     }
     return BOOT_OK;
 }

@@ -22,6 +22,7 @@ static boot_status fourier_embedding_infer(boot_node *node) {
 static boot_status fourier_embedding_forward(const boot_node *node, const boot_call *call) {
     const boot_tensor *y = &call->out;
     const int64_t half = y->c / 2;
+#pragma omp for schedule(static)
     for (int64_t n = 0; n < y->n; n++) {
         float *row = y->data + n * y->ld;
         float *sines = row + (node->attr[FLIP] ? half : 0),

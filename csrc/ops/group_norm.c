@@ -14,7 +14,7 @@
 #include <string.h>
 
 #include "base/lanes.h"
-#include "base/vmath.h"
+#include "ops/group_norm_loops.h"
 #include "ops/op.h"
 
 enum { X, WEIGHT, BIAS, SCALE_SHIFT };
@@ -52,86 +52,61 @@ static boot_status group_norm_infer(boot_node *node) {
     return boot_expect_size(node, &node->out);
 }
 
-/* Sums of x - origin and its square over `pixels` pixels; x: (pixels, C), sums: (2, C). */
-BOOT_INLINE void moments_body(int64_t pixels, int64_t C, const float *restrict x, int64_t ld,
-                              const float *restrict origin, float *restrict sums) {
-    for (int64_t c = 0; c < C; c += BOOT_LANES) {
-        boot_lanes o, v, s1 = {0}, s2 = {0};
-        boot_load_lanes(&o, origin, c, C);
-        for (int64_t p = 0; p < pixels; p++) {
-            boot_load_lanes(&v, x + p * ld, c, C);
-            v -= o;
-            s1 += v;
-            s2 += v * v;
-        }
-        boot_store_lanes(sums, c, C, &s1);
-        boot_store_lanes(sums + C, c, C, &s2);
-    }
-}
-BOOT_MULTI_ISA(moments,
-               (int64_t pixels, int64_t C, const float *x, int64_t ld, const float *origin,
-                float *sums),
-               (pixels, C, x, ld, origin, sums))
-
-/* y = act(a x + b) with per-channel a, b. */
-BOOT_INLINE void apply_body(boot_act act, int64_t pixels, int64_t C, const float *restrict x,
-                            int64_t ldx, const float *restrict a, const float *restrict b,
-                            float *restrict y, int64_t ldy) {
-#define APPLY(A)                                                                                   \
-    for (int64_t p = 0; p < pixels; p++)                                                           \
-        for (int64_t c = 0; c < C; c++)                                                            \
-            y[p * ldy + c] = boot_act_value(A, a[c] * x[p * ldx + c] + b[c]);
-    BOOT_FOR_ACT(APPLY)
-#undef APPLY
-}
-BOOT_MULTI_ISA(apply,
-               (boot_act act, int64_t pixels, int64_t C, const float *x, int64_t ldx,
-                const float *a, const float *b, float *restrict y, int64_t ldy),
-               (act, pixels, C, x, ldx, a, b, y, ldy))
-
-/* Per-channel numbers of one image, each an array of C. */
-typedef struct {
-    float *rstd, *offset; /* xh = rstd x + offset */
-    float *gain, *bias;   /* z = gain xh + bias */
-    float *p, *q, *r;     /* dx = p dz + q xh + r */
-} channel_terms;
-
 static channel_terms terms_of(float *block, int64_t C) {
     return (channel_terms){block,         block + C,     block + 2 * C, block + 3 * C,
                            block + 4 * C, block + 5 * C, block + 6 * C};
 }
 
-static void fill_terms(const boot_node *node, const boot_call *call, int64_t n, channel_terms t) {
-    const int64_t C = node->in[X].c, G = (int64_t)node->attr[GROUPS], D = C / G;
+/* The channels of whole groups of one image: groups [group, end), channels [first, first + width).
+   `sums` of it: (chunks, 2, width). */
+typedef struct {
+    int64_t n, group, end, first, width;
+} slice;
+
+/* Part `part` of `parts` of image n. */
+static slice slice_of(const boot_node *node, int64_t n, int64_t part, int64_t parts) {
+    const int64_t G = (int64_t)node->attr[GROUPS], D = node->in[X].c / G;
+    const int64_t group = G * part / parts, end = G * (part + 1) / parts;
+    return (slice){n, group, end, group * D, (end - group) * D};
+}
+
+static float *sums_of(const boot_node *node, float *sums, const slice *s) {
+    const boot_tensor *x = &node->in[X];
+    return sums + num_chunks(x) * 2 * (s->n * x->c + s->first);
+}
+
+static void fill_terms(const boot_node *node, const boot_call *call, const slice *s,
+                       channel_terms t) {
+    const int64_t n = s->n, C = node->in[X].c, G = (int64_t)node->attr[GROUPS], D = C / G;
     const float *stats = call->saved + 2 * n * G, *weight = call->in[WEIGHT].data;
     const float *bias = call->in[BIAS].data;
     const float *ss = call->in[SCALE_SHIFT].data ? call->in[SCALE_SHIFT].data + n * 2 * C : NULL;
-    for (int64_t g = 0; g < G; g++)
+    for (int64_t g = s->group; g < s->end; g++)
         for (int64_t c = g * D; c < (g + 1) * D; c++) {
             t.rstd[c] = stats[2 * g + 1];
             t.offset[c] = -stats[2 * g] * stats[2 * g + 1];
         }
-    for (int64_t c = 0; c < C; c++) {
+    for (int64_t c = s->first; c < s->first + s->width; c++) {
         t.gain[c] = ss ? weight[c] * (1.0f + ss[c]) : weight[c];
         t.bias[c] = ss ? bias[c] * (1.0f + ss[c]) + ss[C + c] : bias[c];
     }
 }
 
-/* Mean and 1/sqrt(var + eps) of every group of image n, from its chunk sums. Channel means are
+/* Mean and 1/sqrt(var + eps) of every group of a slice, from its chunk sums. Channel means are
    taken about the first pixel of the group's first channel: the variance is the mean of the
    channels' own variances and squared means, less the squared mean. */
-static void finish_stats(const boot_node *node, const boot_call *call, int64_t n,
+static void finish_stats(const boot_node *node, const boot_call *call, const slice *s,
                          const float *sums) {
     const boot_tensor *x = &call->in[X];
-    const int64_t C = x->c, G = (int64_t)node->attr[GROUPS], D = C / G, P = x->h * x->w;
+    const int64_t n = s->n, G = (int64_t)node->attr[GROUPS], D = x->c / G, P = x->h * x->w;
     const float *origin = x->data + n * P * x->ld;
-    for (int64_t g = 0; g < G; g++) {
+    for (int64_t g = s->group; g < s->end; g++) {
         double mean = 0, square = 0;
         for (int64_t c = g * D; c < (g + 1) * D; c++) {
             double s1 = 0, s2 = 0;
             for (int64_t k = 0; k < num_chunks(x); k++) {
-                s1 += sums[k * 2 * C + c];
-                s2 += sums[k * 2 * C + C + c];
+                s1 += sums[k * 2 * s->width + c - s->first];
+                s2 += sums[(k * 2 + 1) * s->width + c - s->first];
             }
             const double own = s1 / P, m = (double)origin[c] - origin[g * D] + own;
             mean += m;
@@ -145,127 +120,77 @@ static void finish_stats(const boot_node *node, const boot_call *call, int64_t n
     }
 }
 
-/* What group_norm_forward does for one chunk, and between its two passes over an image. */
-static void forward_moments(const boot_call *call, int64_t n, int64_t k, float *sums) {
+/* What group_norm_forward does for chunk k of a slice, and between its two passes over it. */
+static void forward_moments(const boot_node *node, const boot_call *call, const slice *s, int64_t k,
+                            float *sums) {
     const boot_tensor *x = &call->in[X];
     const int64_t P = x->h * x->w, rest = P - k * CHUNK;
-    const float *image = x->data + n * P * x->ld;
-    moments(rest < CHUNK ? rest : CHUNK, x->c, image + k * CHUNK * x->ld, x->ld, image,
-            sums + (n * num_chunks(x) + k) * 2 * x->c);
+    const float *image = x->data + s->n * P * x->ld + s->first;
+    moments(rest < CHUNK ? rest : CHUNK, s->width, image + k * CHUNK * x->ld, x->ld, image,
+            sums_of(node, sums, s) + k * 2 * s->width);
 }
 
-static void forward_terms(const boot_node *node, const boot_call *call, int64_t n,
-                          const float *sums, channel_terms t) {
-    const boot_tensor *x = &call->in[X];
-    if (!call->again) finish_stats(node, call, n, sums + n * num_chunks(x) * 2 * x->c);
-    fill_terms(node, call, n, t);
-    for (int64_t c = 0; c < x->c; c++) { /* fold both affine maps: z = p x + q */
+static void forward_terms(const boot_node *node, const boot_call *call, const slice *s, float *sums,
+                          channel_terms t) {
+    if (!call->again) finish_stats(node, call, s, sums_of(node, sums, s));
+    fill_terms(node, call, s, t);
+    for (int64_t c = s->first; c < s->first + s->width; c++) { /* fold both maps: z = p x + q */
         t.p[c] = t.gain[c] * t.rstd[c];
         t.q[c] = t.gain[c] * t.offset[c] + t.bias[c];
     }
 }
 
-static void forward_apply(const boot_node *node, const boot_call *call, int64_t n, int64_t k,
+static void forward_apply(const boot_node *node, const boot_call *call, const slice *s, int64_t k,
                           channel_terms t) {
     const boot_tensor *x = &call->in[X], *y = &call->out;
-    const int64_t P = x->h * x->w, at = n * P + k * CHUNK, rest = P - k * CHUNK;
-    apply((boot_act)node->attr[ACT], rest < CHUNK ? rest : CHUNK, x->c, x->data + at * x->ld, x->ld,
-          t.p, t.q, y->data + at * y->ld, y->ld);
+    const int64_t P = x->h * x->w, at = s->n * P + k * CHUNK, rest = P - k * CHUNK, c = s->first;
+    apply((boot_act)node->attr[ACT], rest < CHUNK ? rest : CHUNK, s->width,
+          x->data + at * x->ld + c, x->ld, t.p + c, t.q + c, y->data + at * y->ld + c, y->ld);
+}
+
+/* In how many slices images are shared out: 0 if there are fewer images than threads, and too few
+   channels to give each thread whole cache lines of whole groups. */
+static int64_t slices(const boot_node *node, int64_t threads) {
+    const int64_t C = node->in[X].c, G = (int64_t)node->attr[GROUPS];
+    if (node->in[X].n >= threads) return 1;
+    return G % threads == 0 && C / threads % BOOT_LANES == 0 ? threads : 0;
 }
 
 /* x, y: (N, H, W, C); weight, bias: (C); scale_shift: (N, 2C) */
 static boot_status group_norm_forward(const boot_node *node, const boot_call *call) {
     const boot_tensor *x = &call->in[X];
     const int64_t C = x->c, K = num_chunks(x), N = x->n;
+    const int64_t parts = slices(node, omp_get_num_threads());
     float *sums = call->scratch, *terms = call->scratch + N * K * 2 * C;
-#pragma omp parallel if (boot_count(x) > 8192)
-    if (N >=
-        omp_get_num_threads()) { /* an image after the other: its second pass finds it cached */
+    if (parts) { /* a slice after the other: its second pass finds it cached */
 #pragma omp for schedule(static)
-        for (int64_t n = 0; n < N; n++) {
-            const channel_terms t = terms_of(terms + n * 7 * C, C);
-            for (int64_t k = 0; k < K && !call->again; k++) forward_moments(call, n, k, sums);
-            forward_terms(node, call, n, sums, t);
-            for (int64_t k = 0; k < K; k++) forward_apply(node, call, n, k, t);
+        for (int64_t i = 0; i < N * parts; i++) {
+            const slice s = slice_of(node, i / parts, i % parts, parts);
+            const channel_terms t = terms_of(terms + s.n * 7 * C, C);
+            for (int64_t k = 0; k < K && !call->again; k++)
+                forward_moments(node, call, &s, k, sums);
+            forward_terms(node, call, &s, sums, t);
+            for (int64_t k = 0; k < K; k++) forward_apply(node, call, &s, k, t);
         }
-    } else {
-#pragma omp for collapse(2) schedule(static)
-        for (int64_t n = 0; n < N; n++)
-            for (int64_t k = 0; k < K; k++)
-                if (!call->again) forward_moments(call, n, k, sums);
+        return BOOT_OK;
+    }
 #pragma omp for schedule(static)
-        for (int64_t n = 0; n < N; n++)
-            forward_terms(node, call, n, sums, terms_of(terms + n * 7 * C, C));
-#pragma omp for collapse(2) schedule(static)
-        for (int64_t n = 0; n < N; n++)
-            for (int64_t k = 0; k < K; k++)
-                forward_apply(node, call, n, k, terms_of(terms + n * 7 * C, C));
+    for (int64_t i = 0; i < N * K; i++) {
+        const slice s = slice_of(node, i / K, 0, 1);
+        if (!call->again) forward_moments(node, call, &s, i % K, sums);
+    }
+#pragma omp for schedule(static)
+    for (int64_t n = 0; n < N; n++) {
+        const slice s = slice_of(node, n, 0, 1);
+        forward_terms(node, call, &s, sums, terms_of(terms + n * 7 * C, C));
+    }
+#pragma omp for schedule(static)
+    for (int64_t i = 0; i < N * K; i++) {
+        const slice s = slice_of(node, i / K, 0, 1);
+        forward_apply(node, call, &s, i % K, terms_of(terms + i / K * 7 * C, C));
     }
     return BOOT_OK;
 }
-
-/* dz: (pixels, C) = act'(z) dy */
-BOOT_INLINE void slopes_body(boot_act act, int64_t pixels, int64_t C, const float *restrict x,
-                             int64_t ldx, const float *restrict dy, int64_t ldy,
-                             const channel_terms *t, float *restrict dz) {
-    const float *restrict rstd = t->rstd, *restrict offset = t->offset;
-    const float *restrict gain = t->gain, *restrict bias = t->bias;
-#define SLOPES(A)                                                                                  \
-    for (int64_t p = 0; p < pixels; p++)                                                           \
-        for (int64_t c = 0; c < C; c++) {                                                          \
-            const float xh = rstd[c] * x[p * ldx + c] + offset[c];                                 \
-            dz[p * C + c] = dy[p * ldy + c] * boot_act_slope(A, gain[c] * xh + bias[c]);           \
-        }
-    BOOT_FOR_ACT(SLOPES)
-#undef SLOPES
-}
-BOOT_MULTI_ISA(slopes,
-               (boot_act act, int64_t pixels, int64_t C, const float *x, int64_t ldx,
-                const float *dy, int64_t ldy, const channel_terms *t, float *restrict dz),
-               (act, pixels, C, x, ldx, dy, ldy, t, dz))
-
-/* S1 and S2 += sums over pixels; x, dz: (pixels, C), sums: (2, C). */
-BOOT_INLINE void grad_sums_body(int64_t pixels, int64_t C, const float *restrict x, int64_t ldx,
-                                const float *restrict dz, const channel_terms *t,
-                                float *restrict sums) {
-    for (int64_t c = 0; c < C; c += BOOT_LANES) {
-        boot_lanes rstd, offset, v, d, s1, s2;
-        boot_load_lanes(&rstd, t->rstd, c, C);
-        boot_load_lanes(&offset, t->offset, c, C);
-        boot_load_lanes(&s1, sums, c, C);
-        boot_load_lanes(&s2, sums + C, c, C);
-        for (int64_t p = 0; p < pixels; p++) {
-            boot_load_lanes(&v, x + p * ldx, c, C);
-            boot_load_lanes(&d, dz + p * C, c, C);
-            s1 += d;
-            s2 += d * (rstd * v + offset);
-        }
-        boot_store_lanes(sums, c, C, &s1);
-        boot_store_lanes(sums + C, c, C, &s2);
-    }
-}
-BOOT_MULTI_ISA(grad_sums,
-               (int64_t pixels, int64_t C, const float *x, int64_t ldx, const float *dz,
-                const channel_terms *t, float *sums),
-               (pixels, C, x, ldx, dz, t, sums))
-
-/* dx = p dz + q xh + r, or dx += */
-BOOT_INLINE void grad_apply_body(int64_t pixels, int64_t C, const float *restrict x, int64_t ldx,
-                                 const float *restrict dz, const channel_terms *t, bool accumulate,
-                                 float *restrict dx, int64_t ldd) {
-    const float *restrict rstd = t->rstd, *restrict offset = t->offset;
-    const float *restrict P = t->p, *restrict Q = t->q, *restrict R = t->r;
-    for (int64_t p = 0; p < pixels; p++)
-        for (int64_t c = 0; c < C; c++) {
-            const float xh = rstd[c] * x[p * ldx + c] + offset[c];
-            const float own = P[c] * dz[p * C + c] + Q[c] * xh + R[c];
-            dx[p * ldd + c] = accumulate ? dx[p * ldd + c] + own : own;
-        }
-}
-BOOT_MULTI_ISA(grad_apply,
-               (int64_t pixels, int64_t C, const float *x, int64_t ldx, const float *dz,
-                const channel_terms *t, bool accumulate, float *restrict dx, int64_t ldd),
-               (pixels, C, x, ldx, dz, t, accumulate, dx, ldd))
 
 /* p, q, r of every channel from the chunk sums of an image, which are added into chunk 0. */
 static void finish_grad(const boot_node *node, float *sums, channel_terms t) {
@@ -339,43 +264,44 @@ static boot_status group_norm_backward(const boot_node *node, const boot_call *c
     const int64_t C = x->c, K = num_chunks(x), N = x->n;
     const bool wanted = call->din[X].data != NULL;
     float *sums = call->scratch, *terms = call->scratch + N * K * 2 * C;
-#pragma omp parallel if (boot_count(x) > 8192)
-    {
-        float *dz = terms + N * 7 * C + omp_get_thread_num() * dz_pixels(x) * C;
-        if (N >= omp_get_num_threads()) {
-            const bool kept = dz_pixels(x) == x->h * x->w;
+    float *dz = terms + N * 7 * C + omp_get_thread_num() * dz_pixels(x) * C;
+    if (N >= omp_get_num_threads()) {
+        const bool kept = dz_pixels(x) == x->h * x->w;
 #pragma omp for schedule(static)
-            for (int64_t n = 0; n < N; n++) {
-                const channel_terms t = terms_of(terms + n * 7 * C, C);
-                float *own = sums + n * K * 2 * C;
-                fill_terms(node, call, n, t);
-                for (int64_t k = 0; k < K; k++)
-                    backward_chunk(node, call, n, k, &t, own + k * 2 * C, dz, kept);
-                finish_grad(node, own, t);
-                for (int64_t k = 0; k < K && wanted; k++)
-                    backward_chunk(node, call, n, k, &t, NULL, dz, kept);
-            }
-        } else {
-#pragma omp for schedule(static)
-            for (int64_t n = 0; n < N; n++)
-                fill_terms(node, call, n, terms_of(terms + n * 7 * C, C));
-#pragma omp for collapse(2) schedule(static)
-            for (int64_t n = 0; n < N; n++)
-                for (int64_t k = 0; k < K; k++) {
-                    const channel_terms t = terms_of(terms + n * 7 * C, C);
-                    backward_chunk(node, call, n, k, &t, sums + (n * K + k) * 2 * C, dz, false);
-                }
-#pragma omp for schedule(static)
-            for (int64_t n = 0; n < N; n++)
-                finish_grad(node, sums + n * K * 2 * C, terms_of(terms + n * 7 * C, C));
-#pragma omp for collapse(2) schedule(static)
-            for (int64_t n = 0; n < N; n++)
-                for (int64_t k = 0; k < K; k++) {
-                    const channel_terms t = terms_of(terms + n * 7 * C, C);
-                    if (wanted) backward_chunk(node, call, n, k, &t, NULL, dz, false);
-                }
+        for (int64_t n = 0; n < N; n++) {
+            const channel_terms t = terms_of(terms + n * 7 * C, C);
+            float *own = sums + n * K * 2 * C;
+            const slice s = slice_of(node, n, 0, 1);
+            fill_terms(node, call, &s, t);
+            for (int64_t k = 0; k < K; k++)
+                backward_chunk(node, call, n, k, &t, own + k * 2 * C, dz, kept);
+            finish_grad(node, own, t);
+            for (int64_t k = 0; k < K && wanted; k++)
+                backward_chunk(node, call, n, k, &t, NULL, dz, kept);
         }
+    } else {
+#pragma omp for schedule(static)
+        for (int64_t n = 0; n < N; n++) {
+            const slice s = slice_of(node, n, 0, 1);
+            fill_terms(node, call, &s, terms_of(terms + n * 7 * C, C));
+        }
+#pragma omp for collapse(2) schedule(static)
+        for (int64_t n = 0; n < N; n++)
+            for (int64_t k = 0; k < K; k++) {
+                const channel_terms t = terms_of(terms + n * 7 * C, C);
+                backward_chunk(node, call, n, k, &t, sums + (n * K + k) * 2 * C, dz, false);
+            }
+#pragma omp for schedule(static)
+        for (int64_t n = 0; n < N; n++)
+            finish_grad(node, sums + n * K * 2 * C, terms_of(terms + n * 7 * C, C));
+#pragma omp for collapse(2) schedule(static)
+        for (int64_t n = 0; n < N; n++)
+            for (int64_t k = 0; k < K; k++) {
+                const channel_terms t = terms_of(terms + n * 7 * C, C);
+                if (wanted) backward_chunk(node, call, n, k, &t, NULL, dz, false);
+            }
     }
+#pragma omp single
     parameter_grads(node, call, sums, K * 2 * C);
     return BOOT_OK;
 }

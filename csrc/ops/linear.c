@@ -24,25 +24,27 @@ static boot_status linear_infer(boot_node *node) {
     return boot_expect_size(node, &node->out);
 }
 
-/* *transposed = W^T (I, O): kept in call->packs, or made in scratch. */
-static boot_status transposed_weight(const boot_call *call, int64_t O, int64_t I,
-                                     float **transposed) {
+/* W^T (I, O): kept in call->packs, or made in scratch. */
+static const float *transposed_weight(const boot_call *call, int64_t O, int64_t I) {
     const float *weight = call->in[WEIGHT].data;
     const int64_t block = 64;
-    bool fresh = false;
-    *transposed = call->scratch;
-    if (call->packs)
-        BOOT_TRY(boot_packs_get(call->packs, weight, &boot_op_linear, O * I, transposed, &fresh));
-    if (fresh) return BOOT_OK;
-#pragma omp parallel for schedule(static) if (O * I > 16384)
+    const float *kept =
+        call->packs ? boot_packs_find(call->packs, weight, &boot_op_linear, O * I) : NULL;
+    if (kept) return kept;
+#pragma omp for schedule(static)
     for (int64_t o = 0; o < O; o += block)
-        boot_transpose(O - o < block ? O - o : block, I, weight + o * I, I, *transposed + o, O);
-    return BOOT_OK;
+        boot_transpose(O - o < block ? O - o : block, I, weight + o * I, I, call->scratch + o, O);
+    return call->scratch;
 }
 
 static boot_status linear_pack(const boot_node *node, const boot_call *call) {
+    const int64_t O = node->out.c, I = node->in[X].c;
     float *transposed;
-    return transposed_weight(call, node->out.c, node->in[X].c, &transposed);
+    bool fresh;
+    BOOT_TRY(boot_packs_get(call->packs, call->in[WEIGHT].data, &boot_op_linear, O * I, &transposed,
+                            &fresh));
+    if (!fresh) boot_transpose(O, I, call->in[WEIGHT].data, I, transposed, O);
+    return BOOT_OK;
 }
 
 /* x: (M, I) with row stride ld, weight: (O, I), bias: (O), y: (M, O) */
@@ -50,19 +52,9 @@ static boot_status linear_forward(const boot_node *node, const boot_call *call) 
     (void)node;
     const boot_tensor *x = &call->in[X], *y = &call->out;
     const int64_t M = boot_pixels(x), I = x->c, O = y->c;
-    float *transposed;
-    BOOT_TRY(transposed_weight(call, O, I, &transposed));
-    boot_gemm_parallel(M, O, I, x->data, x->ld, 1, transposed, O, call->in[BIAS].data, y->data,
-                       y->ld, false);
+    boot_gemm_team(M, O, I, x->data, x->ld, 1, transposed_weight(call, O, I), O,
+                   call->in[BIAS].data, y->data, y->ld, false);
     return BOOT_OK;
-}
-
-/* sum: (O) = sum of the M rows of dy, a block of columns to a thread. */
-static void sum_rows(int64_t M, int64_t O, const float *dy, int64_t ld, float *sum) {
-    enum { COLUMNS = 64 };
-#pragma omp parallel for schedule(static) if (M * O > 65536)
-    for (int64_t o = 0; o < O; o += COLUMNS)
-        boot_column_sums(M, O - o < COLUMNS ? O - o : COLUMNS, dy + o, ld, sum + o);
 }
 
 static boot_status linear_backward(const boot_node *node, const boot_call *call) {
@@ -71,12 +63,12 @@ static boot_status linear_backward(const boot_node *node, const boot_call *call)
     const int64_t M = boot_pixels(dy), I = x->c, O = dy->c;
     float *db = call->din[BIAS].data;
     if (dx->data)
-        boot_gemm_parallel(M, I, O, dy->data, dy->ld, 1, call->in[WEIGHT].data, I, NULL, dx->data,
-                           dx->ld, call->accumulate[X]);
+        boot_gemm_team(M, I, O, dy->data, dy->ld, 1, call->in[WEIGHT].data, I, NULL, dx->data,
+                       dx->ld, call->accumulate[X]);
     if (call->din[WEIGHT].data)
-        boot_gemm_parallel(O, I, M, dy->data, 1, dy->ld, x->data, x->ld, NULL,
-                           call->din[WEIGHT].data, I, false);
-    if (db) sum_rows(M, O, dy->data, dy->ld, db);
+        boot_gemm_team(O, I, M, dy->data, 1, dy->ld, x->data, x->ld, NULL, call->din[WEIGHT].data,
+                       I, false);
+    if (db) boot_column_sums_team(M, O, dy->data, dy->ld, db);
     return BOOT_OK;
 }
 

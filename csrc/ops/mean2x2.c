@@ -15,7 +15,7 @@ static boot_status mean2x2_forward(const boot_node *node, const boot_call *call)
     (void)node;
     const boot_tensor *x = &call->in[X], *y = &call->out;
     const int64_t rows = y->n * y->h, W = y->w, C = y->c;
-#pragma omp parallel for schedule(static) if (boot_count(x) > 16384)
+#pragma omp for schedule(static)
     for (int64_t r = 0; r < rows; r++) {
         const int64_t n = r / y->h, i = r % y->h;
         for (int64_t j = 0; j < W; j++) {
@@ -35,7 +35,7 @@ static boot_status mean2x2_backward(const boot_node *node, const boot_call *call
     const int64_t rows = dx->n * dx->h, W = dx->w, C = dx->c;
     const bool add = call->accumulate[X];
     if (!dx->data) return BOOT_OK;
-#pragma omp parallel for schedule(static) if (boot_count(dx) > 16384)
+#pragma omp for schedule(static)
     for (int64_t r = 0; r < rows; r++) {
         const int64_t n = r / dx->h, i = r % dx->h / 2;
         for (int64_t j = 0; j < W; j++) {

@@ -37,7 +37,11 @@ enum {
         4 /* output is its inputs side by side: the plan may place them there at once */
 };
 
-/* One operation. Names are lists separated by blanks; `?` marks an optional input or an attribute
+/* One operation. forward and backward are called by every thread of a team with the same arguments:
+   what is not shared out by `omp for` or `omp single` is done by all, and all leave with the same
+   status, after a barrier behind the last write. Nodes that are `outside` are called by one thread.
+
+   Names are lists separated by blanks; `?` marks an optional input or an attribute
    whose default is 0. Floats in, floats out: integer inputs (class labels) are whole numbers stored
    as float32. */
 typedef struct {
@@ -79,8 +83,13 @@ struct boot_node {
        Elsewhere the plan may hand out channel slices of a wider tensor. */
     unsigned dense;
     boot_pack_need packs[2]; /* what it keeps where packed weights are kept; floats 0: nothing */
+    /* Set by plan where a kernel brings threads of its own, bit 0 for forward, bit 1 for backward:
+       called by one thread, outside of the team. */
+    unsigned outside;
     void *state;
 };
+
+enum { BOOT_OUTSIDE_FORWARD = 1, BOOT_OUTSIDE_BACKWARD = 2 };
 
 /* Every operation, in the order of ops.def. */
 extern const boot_op *const boot_ops[];

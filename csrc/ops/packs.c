@@ -28,13 +28,24 @@ static boot_status add_pack(boot_packs *packs, const boot_pack *pack, boot_pack 
     return BOOT_OK;
 }
 
-static boot_status find_pack(boot_packs *packs, const void *weight, const void *kernel,
-                             int64_t floats, float **data, bool *fresh) {
-    boot_pack *pack = NULL;
-    for (int i = 0; i < packs->count && !pack; i++)
+static boot_pack *look_up(const boot_packs *packs, const void *weight, const void *kernel,
+                          int64_t floats) {
+    for (int i = 0; i < packs->count; i++)
         if (packs->items[i].weight == weight && packs->items[i].kernel == kernel &&
             packs->items[i].floats == floats)
-            pack = &packs->items[i];
+            return &packs->items[i];
+    return NULL;
+}
+
+float *boot_packs_find(const boot_packs *packs, const void *weight, const void *kernel,
+                       int64_t floats) {
+    const boot_pack *pack = look_up(packs, weight, kernel, floats);
+    return pack && pack->version == packs->version ? pack->data : NULL;
+}
+
+static boot_status get_pack(boot_packs *packs, const void *weight, const void *kernel,
+                            int64_t floats, float **data, bool *fresh) {
+    boot_pack *pack = look_up(packs, weight, kernel, floats);
     *fresh = pack && pack->version == packs->version;
     if (!pack) BOOT_TRY(add_pack(packs, &(boot_pack){weight, kernel, floats, 0, NULL}, &pack));
     pack->version = packs->version;
@@ -46,7 +57,7 @@ boot_status boot_packs_get(boot_packs *packs, const void *weight, const void *ke
                            int64_t floats, float **data, bool *fresh) {
     while (atomic_flag_test_and_set_explicit(&packs->busy, memory_order_acquire)) {
     } /* held for a look through a short list */
-    const boot_status status = find_pack(packs, weight, kernel, floats, data, fresh);
+    const boot_status status = get_pack(packs, weight, kernel, floats, data, fresh);
     atomic_flag_clear_explicit(&packs->busy, memory_order_release);
     return status;
 }

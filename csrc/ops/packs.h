@@ -36,6 +36,10 @@ typedef struct {
    unless it is fresh. */
 boot_status boot_packs_get(boot_packs *packs, const void *weight, const void *kernel,
                            int64_t floats, float **data, bool *fresh);
+/* What boot_packs_get made, if it holds the weights as they are now; else NULL. Any thread may call
+   while none gets. */
+float *boot_packs_find(const boot_packs *packs, const void *weight, const void *kernel,
+                       int64_t floats);
 /* Gives back every pack that was made for `kernel`. */
 void boot_packs_drop(boot_packs *packs, const void *kernel);
 void boot_packs_close(boot_packs *packs); /* keeps the limit */

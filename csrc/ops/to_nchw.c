@@ -17,7 +17,7 @@ static boot_status to_nchw_forward(const boot_node *node, const boot_call *call)
     (void)node;
     const boot_tensor *x = &call->in[X];
     const int64_t P = x->h * x->w;
-#pragma omp parallel for schedule(static) if (boot_count(x) > 16384)
+#pragma omp for schedule(static)
     for (int64_t n = 0; n < x->n; n++)
         for (int64_t c = 0; c < x->c; c++)
             for (int64_t p = 0; p < P; p++) {
@@ -33,6 +33,7 @@ static boot_status to_nchw_backward(const boot_node *node, const boot_call *call
     const boot_tensor *dx = &call->din[X];
     const int64_t P = dx->h * dx->w;
     if (!dx->data) return BOOT_OK;
+#pragma omp for schedule(static)
     for (int64_t n = 0; n < dx->n; n++)
         for (int64_t c = 0; c < dx->c; c++)
             for (int64_t p = 0; p < P; p++) {

@@ -18,7 +18,7 @@ static boot_status to_nhwc_forward(const boot_node *node, const boot_call *call)
     const float *x = call->in[X].data, scale = (float)node->attr[SCALE],
                 shift = (float)node->attr[SHIFT];
     const int64_t P = y->h * y->w;
-#pragma omp parallel for schedule(static) if (boot_count(y) > 16384)
+#pragma omp for schedule(static)
     for (int64_t n = 0; n < y->n; n++)
         for (int64_t p = 0; p < P; p++)
             for (int64_t c = 0; c < y->c; c++)
@@ -32,6 +32,7 @@ static boot_status to_nhwc_backward(const boot_node *node, const boot_call *call
     const float scale = (float)node->attr[SCALE];
     const int64_t P = dy->h * dy->w;
     if (!dx) return BOOT_OK;
+#pragma omp for schedule(static)
     for (int64_t n = 0; n < dy->n; n++)
         for (int64_t p = 0; p < P; p++)
             for (int64_t c = 0; c < dy->c; c++) {

@@ -31,7 +31,8 @@ typedef struct {
     boot_tuner *tuner;
     const boot_tuner *hints; /* taken instead of timing where the tuner knows nothing; NULL: none */
     bool packed;             /* forward will keep packed weights: packing does not count */
-    bool cold;               /* and all of them together are larger than the caches */
+    bool cold;               /* and all of them together are larger than the caches, */
+    bool far;                /* or larger than a core's own */
     bool gradient_checkpointing; /* recompute blocks in backward */
     bool by_rule; /* take a fixed kernel for each shape that is not known: nothing is timed */
     bool thread_independent; /* only kernels whose sums do not depend on the number of threads */

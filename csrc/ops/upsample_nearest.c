@@ -16,7 +16,7 @@ static boot_status upsample_nearest_forward(const boot_node *node, const boot_ca
     (void)node;
     const boot_tensor *x = &call->in[X], *y = &call->out;
     const int64_t rows = x->n * x->h, W = x->w, C = x->c;
-#pragma omp parallel for schedule(static) if (boot_count(y) > 16384)
+#pragma omp for schedule(static)
     for (int64_t r = 0; r < rows; r++)
         for (int64_t j = 0; j < W; j++) {
             const float *src = x->data + (r * W + j) * x->ld;
@@ -33,7 +33,7 @@ static boot_status upsample_nearest_backward(const boot_node *node, const boot_c
     const int64_t rows = dx->n * dx->h, W = dx->w, C = dx->c;
     const float keep = call->accumulate[X] ? 1.0f : 0.0f;
     if (!dx->data) return BOOT_OK;
-#pragma omp parallel for schedule(static) if (boot_count(dy) > 16384)
+#pragma omp for schedule(static)
     for (int64_t r = 0; r < rows; r++)
         for (int64_t j = 0; j < W; j++) {
             float *d = dx->data + (r * W + j) * dx->ld;

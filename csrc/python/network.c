@@ -246,7 +246,8 @@ static PyMethodDef unet_methods[] = {
     {"share_arena", unet_share_arena, METH_O,
      "share_arena(other): work in the memory of a network that runs in turn with this one."},
     {"configure", (PyCFunction)(void (*)(void))boot_py_configure, METH_VARARGS | METH_KEYWORDS,
-     "configure(*, keep_packed, gradient_checkpointing, thread_independent, memory_limit): change "
+     "configure(*, keep_packed, in_training, gradient_checkpointing, thread_independent, "
+     "memory_limit): change "
      "those that are given."},
     {"memory", boot_py_memory, METH_NOARGS,
      "memory() -> bytes held now: weights, grads, arena (shared), packed; and planned_packs."},

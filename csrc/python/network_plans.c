@@ -52,21 +52,22 @@ PyObject *boot_py_plan(PyObject *object, PyObject *args) {
 
 /* -1: not given. */
 typedef struct {
-    int keep_packed, gradient_checkpointing, thread_independent;
+    int keep_packed, in_training, gradient_checkpointing, thread_independent;
     long long memory_limit;
 } options;
 
 PyObject *boot_py_configure(PyObject *object, PyObject *args, PyObject *kwargs) {
-    static char *keys[] = {"keep_packed", "gradient_checkpointing", "thread_independent",
-                           "memory_limit", NULL};
+    static char *keys[] = {"keep_packed",        "in_training",  "gradient_checkpointing",
+                           "thread_independent", "memory_limit", NULL};
     UNet2D *self = (UNet2D *)object;
-    options o = {-1, -1, -1, -1};
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "|$pppL:configure", keys, &o.keep_packed,
-                                     &o.gradient_checkpointing, &o.thread_independent,
-                                     &o.memory_limit) ||
+    options o = {-1, -1, -1, -1, -1};
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "|$ppppL:configure", keys, &o.keep_packed,
+                                     &o.in_training, &o.gradient_checkpointing,
+                                     &o.thread_independent, &o.memory_limit) ||
         boot_py_enter_network(self))
         return NULL;
     if (o.keep_packed >= 0) boot_network_keep_packed(self->network, o.keep_packed);
+    if (o.in_training >= 0) boot_network_in_training(self->network, o.in_training);
     if (o.gradient_checkpointing >= 0)
         boot_network_gradient_checkpointing(self->network, o.gradient_checkpointing);
     if (o.thread_independent >= 0)
