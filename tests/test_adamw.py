@@ -134,6 +134,103 @@ def test_same_bits_for_any_number_of_threads(threads):
             np.testing.assert_array_equal(a, results[0][1][name], err_msg=name)
 
 
+# ------------------------------------------------------------------------- moments in bfloat16
+
+
+def widened(bits: Array) -> Array:
+    """The numbers that are meant by the bits of bfloat16, in float64."""
+    return (bits.astype(np.uint32) << 16).view(np.float32).astype(np.float64)
+
+
+def halves(count: int, seed: int = 0) -> dict[str, Array]:
+    """A state in the middle of a run, its moments in bfloat16 and spread over many powers of 2."""
+    rng = np.random.RandomState(seed)
+    state = fresh(count, seed)
+    m = rng.standard_normal(count) * 10.0 ** rng.uniform(-6, 0, count)
+    v = 10.0 ** rng.uniform(-12, 0, count)
+    for name, values in (("m", m), ("v", v)):
+        state[name] = (values.astype(np.float32).view(np.uint32) >> 16).astype(np.uint16)
+    return state
+
+
+def ulps(found: Array, exact: Array) -> Array:
+    """Signed errors, in the distance of bfloat16's numbers at `exact`."""
+    return (found - exact) / 2.0 ** (np.floor(np.log2(np.abs(exact))) - 7)
+
+
+def test_moments_in_bfloat16_are_rounded_by_chance_to_a_neighbour_and_in_the_mean_not_at_all():
+    count = 200_003
+    state, settings = halves(count), {**SETTINGS, "max_grad_norm": 0.0}
+    exact = {name: a.astype(np.float64) for name, a in state.items()}
+    exact |= {name: widened(state[name]) for name in "mv"}
+    grads = gradient(count, 3)
+    assert run(state, grads, 3, settings) == pytest.approx(update(exact, grads, 3, settings))
+    errors = {name: ulps(widened(state[name]), exact[name]) for name in "mv"}
+    for name, error in errors.items():
+        assert np.abs(error).max() < 1.001, name
+        assert 0.3 < error.std() < 0.5, name  # to nearest it would be 0.29, and cut off, biased
+        assert abs(error.mean()) < 5 * error.std() / np.sqrt(count), name
+        for lag in (1, 2, 16):
+            assert abs(np.mean(error[lag:] * error[:-lag])) < 5 * error.var() / np.sqrt(count), name
+    product = np.mean(errors["m"] * errors["v"])
+    assert abs(product) < 5 * errors["m"].std() * errors["v"].std() / np.sqrt(count)
+    for name in ("weights", "ema"):  # they take the moments as they are before rounding
+        np.testing.assert_allclose(state[name], exact[name], atol=3e-6 * np.abs(exact[name]).max())
+
+
+def test_the_rounding_is_a_function_of_step_and_index_alone(threads):
+    settings, whole = {**SETTINGS, "max_grad_norm": 0.0}, halves(100_003)
+    run(whole, gradient(100_003, 1), 1, settings)
+    for count, size in ((1, 100_003), (2, 100_003), (4, 50_001), (1, 16_385), (2, 7), (1, 1)):
+        _core.set_num_threads(count)
+        part = {name: a[:size].copy() for name, a in halves(100_003).items()}
+        run(part, gradient(100_003, 1)[:size].copy(), 1, settings)
+        for name, a in part.items():
+            np.testing.assert_array_equal(a, whole[name][:size], err_msg=name)
+    other = halves(100_003)
+    run(other, gradient(100_003, 1), 2, settings)
+    for name in "mv":  # that many agree by chance; another block has other bits too
+        assert 0.2 < np.mean(other[name] != whole[name]) < 0.7
+    even, a, b = np.full(2 * 16_384, 0.7, np.float32), *np.zeros((2, 2 * 16_384), np.uint16)
+    _core.adamw_step(even.copy(), even, a, b, None, step=1, **settings)
+    for moments in (a, b):
+        assert 0.2 < np.mean(moments[:16_384] != moments[16_384:]) < 0.6
+
+
+def test_the_second_moment_does_not_freeze():
+    """Of a constant gradient it goes to its square, in steps far below half a bfloat16 ulp."""
+    count, settings = 4096, {**SETTINGS, **VARIANTS["diffusers"], "max_grad_norm": 0.0}
+    grads = np.full(count, 0.3, np.float32)
+    m, v = np.zeros((2, count), np.uint16)
+    weights = np.zeros(count, np.float32)
+    for step in range(1, 2001):
+        _core.adamw_step(weights, grads, m, v, None, step=step, **settings)
+    exact = 0.09 * (1 - 0.999**2000)
+    assert widened(v).mean() == pytest.approx(exact, rel=0.01)
+    assert widened(v).std() < 0.1 * exact
+    assert widened(m).mean() == pytest.approx(0.3, rel=0.001)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_a_bad_gradient_touches_no_moment_in_bfloat16(bad):
+    state, grads = halves(50_000), gradient(50_000, 1)
+    before = {name: a.copy() for name, a in state.items()}
+    grads[33_333] = bad
+    with pytest.raises(FloatingPointError):
+        run(state, grads, 2, SETTINGS)
+    for name, a in state.items():
+        np.testing.assert_array_equal(a, before[name], err_msg=name)
+
+
+@pytest.mark.parametrize("wrong", ["m", "v", "weights", "ema"])
+def test_both_moments_have_one_type_and_nothing_else_has_it(wrong):
+    state = halves(64)
+    state[wrong] = np.zeros(64, np.float32 if wrong in "mv" else np.uint16)
+    name = "v" if wrong == "m" else wrong
+    with pytest.raises(TypeError, match=f"{name} is not a (float32|uint16) array"):
+        run(state, gradient(64, 1), 1, SETTINGS)
+
+
 @pytest.mark.parametrize("damage", ["length", "dtype", "read only", "strided", "step", "missing"])
 def test_bad_buffers_are_refused(damage):
     state, grads, step, settings = fresh(64), gradient(64, 1), 1, dict(SETTINGS)

@@ -24,6 +24,14 @@ typedef struct {
 boot_status boot_adamw_step(const boot_adamw_config *config, int64_t count, float *weights,
                             const float *grads, float *m, float *v, float *ema, double *norm);
 
+/* The same with m and v kept as bfloat16, the upper halves of floats. They are computed in float32
+   and rounded up or down at random, in the mean to what they are: to nearest, v would stand still,
+   whose steps are below half a bfloat16's. The random bits are a function of (step, index) alone.
+ */
+boot_status boot_adamw_step_bfloat16(const boot_adamw_config *config, int64_t count, float *weights,
+                                     const float *grads, uint16_t *m, uint16_t *v, float *ema,
+                                     double *norm);
+
 /* The first thing that an update does, alone: *norm, and BOOT_ERR_NONFINITE if it would refuse
    grads (count). */
 boot_status boot_check_grads(int64_t count, const float *grads, double max_grad_norm, double *norm);

@@ -166,10 +166,15 @@ static PyObject *weighted_huber(PyObject *self, PyObject *args) {
     return weighted_loss(images, vectors, c);
 }
 
-/* A flat float32 buffer that may be written in place; borrowed, no copies. */
-static float *flat_buffer(PyObject *object, const char *name, npy_intp *count) {
-    if (!PyArray_Check(object) || PyArray_TYPE((PyArrayObject *)object) != NPY_FLOAT32) {
-        PyErr_Format(PyExc_TypeError, "%s is not a float32 array", name);
+static int is_array(PyObject *object, int type) {
+    return PyArray_Check(object) && PyArray_TYPE((PyArrayObject *)object) == type;
+}
+
+/* A flat buffer of a type, float32 or uint16, that may be written in place; borrowed, no copies. */
+static void *flat_buffer(PyObject *object, int type, const char *name, npy_intp *count) {
+    if (!is_array(object, type)) {
+        PyErr_Format(PyExc_TypeError, "%s is not a %s array", name,
+                     type == NPY_UINT16 ? "uint16" : "float32");
         return NULL;
     }
     PyArrayObject *a = (PyArrayObject *)object;
@@ -180,7 +185,7 @@ static float *flat_buffer(PyObject *object, const char *name, npy_intp *count) {
         return NULL;
     }
     *count = PyArray_DIM(a, 0);
-    return boot_py_data(a);
+    return PyArray_DATA(a);
 }
 
 static PyObject *adamw_step(PyObject *self, PyObject *args, PyObject *kwargs) {
@@ -197,18 +202,24 @@ static PyObject *adamw_step(PyObject *self, PyObject *args, PyObject *kwargs) {
                                      &c.weight_decay, &c.max_grad_norm, &c.ema_decay))
         return NULL;
     if (boot_py_enter()) return NULL;
-    float *data[5] = {NULL};
+    void *data[5] = {NULL};
     npy_intp count = -1;
-    for (int i = 0; i < 5; i++)
+    const int halves = is_array(arrays[2], NPY_UINT16);
+    for (int i = 0; i < 5; i++) {
+        const int type = halves && (i == 2 || i == 3) ? NPY_UINT16 : NPY_FLOAT32;
         if (!(i == 4 && arrays[i] == Py_None) &&
-            !(data[i] = flat_buffer(arrays[i], keys[i], &count)))
+            !(data[i] = flat_buffer(arrays[i], type, keys[i], &count)))
             return NULL;
+    }
     if (step < 1) return PyErr_Format(PyExc_ValueError, "step is %lld, expected at least 1", step);
     c.step = step;
     double norm = 0;
     boot_status status;
     Py_BEGIN_ALLOW_THREADS;
-    status = boot_adamw_step(&c, count, data[0], data[1], data[2], data[3], data[4], &norm);
+    status =
+        (halves ? boot_adamw_step_bfloat16(&c, count, data[0], data[1], data[2], data[3], data[4],
+                                           &norm)
+                : boot_adamw_step(&c, count, data[0], data[1], data[2], data[3], data[4], &norm));
     Py_END_ALLOW_THREADS;
     return status ? boot_py_error(status) : PyFloat_FromDouble(norm);
 }
@@ -220,7 +231,7 @@ static PyObject *check_grads(PyObject *self, PyObject *args) {
     npy_intp count = -1;
     if (!PyArg_ParseTuple(args, "Od:check_grads", &array, &max_grad_norm)) return NULL;
     if (boot_py_enter()) return NULL;
-    const float *grads = flat_buffer(array, "grads", &count);
+    const float *grads = flat_buffer(array, NPY_FLOAT32, "grads", &count);
     if (!grads) return NULL;
     boot_status status;
     Py_BEGIN_ALLOW_THREADS;
@@ -247,7 +258,9 @@ PyMethodDef boot_diffusion_methods[] = {
     {"adamw_step", (PyCFunction)(void (*)(void))adamw_step, METH_VARARGS | METH_KEYWORDS,
      "adamw_step(weights, grads, m, v, ema, *, step, learning_rate, beta1, beta2, epsilon, "
      "weight_decay, "
-     "max_grad_norm, ema_decay) -> grad_norm\n\nUpdates weights, m, v and ema (or None) in place."},
+     "max_grad_norm, ema_decay) -> grad_norm\n\nUpdates weights, m, v and ema (or None) in place. "
+     "m and v: float32, or "
+     "uint16, the bits of bfloat16."},
     {"check_grads", check_grads, METH_VARARGS,
      "check_grads(grads, max_grad_norm) -> grad_norm\n\nRaises FloatingPointError where adamw_step "
      "would refuse the gradient."},
