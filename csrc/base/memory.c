@@ -62,6 +62,19 @@ void boot_free(void *block) {
         free(header.start);
 }
 
+/* Whole huge pages only: one that is cut would be made of small pages from then on. The first one
+   of a mapping stays, for the header is in it. */
+void boot_discard(void *block, size_t bytes) {
+    if (!((block_header *)((char *)block - CACHE_LINE))->mapped) {
+        memset(block, 0, bytes);
+        return;
+    }
+    char *begin = (char *)block + (HUGE_PAGE - (uintptr_t)block % HUGE_PAGE) % HUGE_PAGE;
+    char *end = (char *)block + bytes;
+    end += (HUGE_PAGE - (uintptr_t)end % HUGE_PAGE) % HUGE_PAGE;
+    if (end > begin) madvise(begin, (size_t)(end - begin), MADV_DONTNEED); /* or it stays */
+}
+
 void boot_evict(const void *block, size_t bytes) {
 #if defined(__x86_64__)
     const char *at = block;

@@ -15,6 +15,10 @@ boot_status boot_alloc(void **block, size_t bytes, bool zeroed, const char *what
 /* Accepts NULL. */
 void boot_free(void *block);
 
+/* Gives the memory of a block of boot_alloc back to the system until the block is written again.
+   Its numbers are lost: each is zero afterwards, or what it was. */
+void boot_discard(void *block, size_t bytes);
+
 /* Drops a block from the processor's caches, where it can (x86): what is timed then reads it from
    memory, as a network does that is larger than the caches. */
 void boot_evict(const void *block, size_t bytes);

@@ -29,7 +29,7 @@ struct boot_network {
     boot_dnnl dnnl;
     boot_tuner tuner, hints;
     boot_packs packs;
-    bool keep_packed, in_training, gradient_checkpointing, thread_independent;
+    bool keep_packed, in_training, gradient_checkpointing, thread_independent, weights_away;
     cached_plan plans[MAX_PLANS];
     int64_t clock;
     boot_shards *pending; /* the training plans whose backward may run, unless the arena's epoch has
@@ -173,6 +173,19 @@ boot_status boot_network_grads(boot_network *network, float **grads) {
     return BOOT_OK;
 }
 
+void boot_network_discard_weights(boot_network *network) {
+    network->weights_away = true;
+    network->pending = NULL; /* its backward would read them */
+    boot_discard(network->weights, network->params.floats * sizeof(float));
+}
+
+void boot_network_weights_back(boot_network *network) { network->weights_away = false; }
+bool boot_network_weights_away(const boot_network *network) { return network->weights_away; }
+
+void boot_network_discard_grads(boot_network *network) {
+    if (network->grads) boot_discard(network->grads, network->params.floats * sizeof(float));
+}
+
 /* A free place, or the one unused for longest. */
 static cached_plan *place_for_plan(boot_network *network) {
     cached_plan *oldest = &network->plans[0];
@@ -279,6 +292,9 @@ static bool keeps_packs(const boot_network *network, const boot_shards *shards) 
 static boot_status prepare_run(boot_network *network, boot_shards *shards,
                                const float *const inputs[BOOT_NUM_SLOTS]) {
     float *grads = NULL;
+    if (network->weights_away)
+        return boot_fail(BOOT_ERR_STATE, "the weights' memory was given back: write them again "
+                                         "and call weights_back");
     if (shards->training) {
         const int64_t more = (shards->count - 1) * network->params.floats;
         BOOT_TRY(boot_network_grads(network, &grads));

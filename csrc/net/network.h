@@ -46,6 +46,14 @@ void boot_network_weights_changed(boot_network *network);
    take parts of a batch if packed weights are to be kept. Off at first. */
 void boot_network_in_training(boot_network *network, bool on);
 
+/* Gives the memory of the weights back. Until boot_network_weights_back, which says that they were
+   written again, with the same numbers, every run is refused. Packed weights stay. */
+void boot_network_discard_weights(boot_network *network);
+void boot_network_weights_back(boot_network *network);
+bool boot_network_weights_away(const boot_network *network);
+/* The same for the gradients, which the next backward writes anew. */
+void boot_network_discard_grads(boot_network *network);
+
 /* Backward recomputes the insides of every block instead of keeping them. Off at first. The same
    bits, less memory, more time. */
 void boot_network_gradient_checkpointing(boot_network *network, bool on);

@@ -93,6 +93,35 @@ static PyObject *weights_changed(PyObject *self, PyObject *unused) {
     Py_RETURN_NONE;
 }
 
+/* For functions that must not meet a run. */
+static PyObject *alone(PyObject *object, void (*function)(boot_network *)) {
+    UNet2D *self = (UNet2D *)object;
+    if (boot_py_enter_network(self)) return NULL;
+    function(self->network);
+    boot_py_leave_network(self);
+    Py_RETURN_NONE;
+}
+
+static PyObject *discard_weights(PyObject *self, PyObject *unused) {
+    (void)unused;
+    return alone(self, boot_network_discard_weights);
+}
+
+static PyObject *weights_back(PyObject *self, PyObject *unused) {
+    (void)unused;
+    return alone(self, boot_network_weights_back);
+}
+
+static PyObject *discard_grads(PyObject *self, PyObject *unused) {
+    (void)unused;
+    return alone(self, boot_network_discard_grads);
+}
+
+static PyObject *get_weights_away(PyObject *self, void *unused) {
+    (void)unused;
+    return PyBool_FromLong(boot_network_weights_away(((UNet2D *)self)->network));
+}
+
 /* Running. */
 
 /* A vector of n numbers or, for labels of an identity embedding, an (n, T) matrix. */
@@ -256,11 +285,18 @@ static PyMethodDef unet_methods[] = {
     {"pin_kernels", boot_py_pin_kernels, METH_O,
      "pin_kernels({key: name}): use these kernels instead of timing."},
     {"weights_changed", weights_changed, METH_NOARGS, "To be called after writing into weights."},
+    {"discard_weights", discard_weights, METH_NOARGS,
+     "discard_weights(): give their memory back; no run until weights_back()."},
+    {"weights_back", weights_back, METH_NOARGS,
+     "weights_back(): the weights were written again, with the same numbers."},
+    {"discard_grads", discard_grads, METH_NOARGS,
+     "discard_grads(): give their memory back until the next backward."},
     {NULL, NULL, 0, NULL}};
 
 static PyGetSetDef unet_getset[] = {
     {"parameters", get_parameters, NULL, "[(name, shape, offset)] in flat-buffer order.", NULL},
     {"weights", get_weights, NULL, "Flat float32 buffer, writable.", NULL},
+    {"weights_away", get_weights_away, NULL, "Whether their memory was given back.", NULL},
     {"grads", get_grads, NULL, "Flat float32 gradients, same layout.", NULL},
     {"timed_kernels", boot_py_get_timed, NULL, "How many choices were timed so far.", NULL},
     {"kernels", boot_py_get_kernels, NULL, "[(key, kernel, ms)] chosen so far.", NULL},
