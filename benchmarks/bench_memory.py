@@ -1,6 +1,6 @@
 """Peak resident memory of training: fresh processes of `boot` and of PyTorch, a few steps each.
 
-python benchmarks/bench_memory.py [--cases cifar10] [--json FILE]
+python benchmarks/bench_memory.py [--cases cifar10] [--low-memory] [--json FILE]
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from bench_step import sides_of
+from bench_step import add_settings, settings_of, sides_of
 from harness import Unavailable, Worker, arguments, base_job, save
 from networks import CASES, write_teacher
 
@@ -20,6 +20,7 @@ def main() -> None:
     parser.add_argument("--cases", nargs="+", choices=list(CASES), default=["cifar10"])
     parser.add_argument("--precisions", nargs="*", choices=["fp32", "bf16"], default=["fp32"])
     parser.add_argument("--batch", type=int, help="instead of the case's own")
+    add_settings(parser)
     parser.add_argument("--steps", type=int, default=3)
     parser.add_argument("--ema", action="store_true", help="average the weights, on both sides")
     parser.add_argument("--layout", choices=["contiguous_format", "channels_last"])
@@ -47,7 +48,8 @@ def main() -> None:
             ratio = peaks["boot"] / peak
             print(f"  {side:24s} {peak / 2**20:9.1f} MiB   ours/this {ratio:.3f}", flush=True)
         results[name] = {"peak_rss_bytes": peaks, "steps": options.steps}
-    save(options, {"benchmark": "memory", "ema": options.ema, "cases": results})
+    about = {"benchmark": "memory", "ema": options.ema, "settings": settings_of(options)}
+    save(options, {**about, "cases": results})
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ from numpy.typing import ArrayLike, NDArray
 
 Float32 = NDArray[np.float32]
 Float64 = NDArray[np.float64]
+Moments = NDArray[np.float32] | NDArray[np.uint16]  # uint16: bits of bfloat16, for both m and v
 T = TypeVar("T")
 
 def show_config() -> dict[str, Any]: ...
@@ -52,8 +53,8 @@ def weighted_huber(
 def adamw_step(
     weights: Float32,
     grads: Float32,
-    m: Float32,
-    v: Float32,
+    m: Moments,
+    v: Moments,
     ema: Float32 | None,
     *,
     step: int,
@@ -86,6 +87,11 @@ class UNet2D:
     def timed_kernels(self) -> int: ...
     def hint_kernels(self, kernels: Mapping[str, str], /) -> None: ...
     def weights_changed(self) -> None: ...
+    @property
+    def weights_away(self) -> bool: ...
+    def discard_weights(self) -> None: ...
+    def weights_back(self) -> None: ...
+    def discard_grads(self) -> None: ...
     def configure(
         self,
         *,

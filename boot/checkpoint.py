@@ -42,8 +42,9 @@ from boot.manifest import (
     check_manifest,
     signed,
 )
+from boot.moments import put
 from boot.reading import open_regular, read_json_object, to_json
-from boot.safetensors_io import load_tensors, save_tensors
+from boot.safetensors_io import TensorInfo, read_header, read_tensors, save_tensors
 
 MANIFEST_FILE = "manifest.json"
 
@@ -51,15 +52,15 @@ MANIFEST_FILE = "manifest.json"
 # things are written and how long training takes, not what a step computes. max_train_steps moves
 # the end of the learning rate's course, which is what continuing for longer means.
 FREE_SETTINGS = frozenset(
-    "max_train_steps output_dir num_threads memory_limit gradient_checkpointing logging_steps "
-    "sample_steps num_sample_images checkpointing_steps checkpoints_total_limit "
+    "max_train_steps output_dir num_threads memory_limit gradient_checkpointing offload_teacher "
+    "logging_steps sample_steps num_sample_images checkpointing_steps checkpoints_total_limit "
     "resume_from_checkpoint report_to check_teacher eval_steps".split()
 )
 
 _NAME = re.compile(r"checkpoint-(\d{1,12})", re.ASCII)
 _log = logging.getLogger("boot")
 
-Buffers = Mapping[str, NDArray[np.float32]]
+Buffers = Mapping[str, NDArray[Any]]  # float32, and uint16 for the bits of bfloat16
 
 
 @dataclass(frozen=True)
@@ -100,7 +101,7 @@ def save_checkpoint(
 ) -> Path:
     """Write `output_dir/checkpoint-<step>` durably and return its path.
 
-    buffers: flat float32 arrays by name. state: whatever else the run needs, JSON-ready. A crash at
+    buffers: flat arrays by name. state: whatever else the run needs, JSON-ready. A crash at
     any instant leaves no folder of that name or a complete one. Raises CheckpointError with the
     reason; whatever checkpoints there were are as they were.
     """
@@ -239,7 +240,7 @@ def load_checkpoint(path: Path, buffers: Buffers, identity: Identity) -> dict[st
     """
     manifest = read_manifest(path)
     try:
-        stored = load_tensors(path / STATE_FILE)
+        infos = read_header(path / STATE_FILE).tensors
         config = read_json_object(path / CONFIG_FILE, max_items=MOST_ITEMS)
     except (OSError, FormatError) as problem:
         raise CheckpointError(f"{path} cannot be read: {problem}") from problem
@@ -249,15 +250,26 @@ def load_checkpoint(path: Path, buffers: Buffers, identity: Identity) -> dict[st
         more = f"; and {left} more" if left > 0 else ""
         raise ResumeMismatch(f"{path} cannot be continued with this run: {told}{more}")
     for name, buffer in buffers.items():
-        if name not in stored or stored[name].shape != buffer.shape:
+        if name not in infos or infos[name].shape != buffer.shape:
             raise CheckpointError(f"{path / STATE_FILE}: no array {name!r} of {buffer.shape}")
-        try:
-            check_computed(f"the array {name!r}", stored[name])
-        except FloatingPointError as problem:
-            raise CheckpointError(f"{path / STATE_FILE}: {problem}") from None
+        if buffer.dtype == np.uint16 and infos[name].dtype != "BF16":
+            raise CheckpointError(f"{path / STATE_FILE}: the array {name!r} is not of bfloat16")
+        _read(infos[name])
     for name, buffer in buffers.items():
-        buffer[...] = stored[name]
+        put(buffer, _read(infos[name]))  # once more: one at a time takes the least memory
     return manifest
+
+
+def _read(info: TensorInfo) -> NDArray[np.float32]:
+    """Return an array of a checkpoint, all of it finite."""
+    try:
+        array = read_tensors([info])[info.name]
+        check_computed(f"the array {info.name!r}", array)
+    except (OSError, FormatError) as problem:
+        raise CheckpointError(f"{info.file} cannot be read: {problem}") from problem
+    except FloatingPointError as problem:
+        raise CheckpointError(f"{info.file}: {problem}") from None
+    return array
 
 
 def _differences(manifest: dict[str, Any], config: dict[str, Any], identity: Identity) -> list[str]:

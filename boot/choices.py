@@ -16,6 +16,7 @@ LOSS_WEIGHTS = (
     "snr_plus_one",
     "min_snr_gamma",
 )
+MOMENTS_DTYPES = ("float32", "bfloat16")
 REPORTERS = ("jsonl", "tensorboard", "none")
 
 AUTO_GUIDANCE_SCALE = 1.5  # for a class-conditional teacher when guidance_scale is None

@@ -290,6 +290,19 @@ class DistillConfig:
         "recompute the inside of each block in the backward pass instead of keeping it: the same "
         "numbers in less memory and more time",
     )
+    offload_teacher: bool = setting(
+        False,
+        bool,
+        "read the teacher's weights from their file whenever it runs, and give their memory to the "
+        "gradients: the same numbers in less memory; for teachers stored in float32",
+    )
+    moments_dtype: str = setting(
+        "float32",
+        str,
+        "how AdamW's two moments are kept; bfloat16: half of their memory, rounded at random, in "
+        "the mean to what they are",
+        choices=choices.MOMENTS_DTYPES,
+    )
     memory_limit: int | None = setting(
         None,
         int,

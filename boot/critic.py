@@ -25,6 +25,7 @@ from boot import _core
 from boot.config import DistillConfig
 from boot.errors import check_computed
 from boot.guidance import Clip, Guidance, critic_scale
+from boot.moments import zero_moments
 from boot.network import Images, Network, worst_gradient
 from boot.noise import Stream, normal, uniform
 from boot.schedule import Float64, Schedule
@@ -76,8 +77,7 @@ class Critic:
         )
         self._start = start
         self.begin()
-        self.m = np.zeros_like(self.model.weights)
-        self.v = np.zeros_like(self.model.weights)
+        self.m, self.v = zero_moments(config.moments_dtype, self.model.weights)
         self.rows = max(1, round(config.train_batch_size * (config.correction_fraction or 0.0)))
         self._teacher, self._clip, self._guidance = teacher, clip, guidance
         # A copy of the teacher means by its output what the teacher does; others learn v.
@@ -156,7 +156,7 @@ class Critic:
         )
         self.model.weights_changed()
 
-    def buffers(self) -> dict[str, NDArray[np.float32]]:
+    def buffers(self) -> dict[str, NDArray[Any]]:
         """Return what a checkpoint holds of it."""
         return {"critic": self.model.weights, "critic_m": self.m, "critic_v": self.v}
 

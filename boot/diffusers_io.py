@@ -44,6 +44,7 @@ __all__ = [
     "SchedulerConfig",
     "UNet2DConfig",
     "expected_tensors",
+    "find_tensors",
     "find_weights",
     "fingerprint",
     "load_pipeline",
@@ -243,19 +244,24 @@ def find_weights(folder: Path, variant: str | None = None) -> Path:
     raise FileNotFoundError(f"{str(folder)!r} has no weights: expected {WEIGHTS_FILE}")
 
 
+def find_tensors(path: Path, config: UNet2DConfig) -> dict[str, TensorInfo]:
+    """Say where each of `expected_tensors(config)` lies, from headers alone; see `load_weights`."""
+    infos: Mapping[str, TensorInfo]
+    infos = read_index(path) if path.suffix == ".json" else read_header(path).tensors
+    shapes = {name: info.shape for name, info in infos.items()}
+    stored = match_tensors(expected_tensors(config), shapes, str(path))
+    return {name: infos[given] for name, given in stored.items()}
+
+
 def load_weights(path: Path, config: UNet2DConfig) -> Tensors:
     """Read the weights of a U-Net from a safetensors file or shard index, as float32.
 
     Old tensor names are accepted; anything missing, unexpected, misshapen or not finite is a
     FormatError, found from the headers before any data is read.
     """
-    infos: Mapping[str, TensorInfo]
-    infos = read_index(path) if path.suffix == ".json" else read_header(path).tensors
-    expected = expected_tensors(config)
-    shapes = {name: info.shape for name, info in infos.items()}
-    stored = match_tensors(expected, shapes, str(path))
-    arrays = read_tensors(infos[name] for name in stored.values())
-    tensors = {name: arrays[stored[name]].reshape(shape) for name, shape in expected.items()}
+    infos, expected = find_tensors(path, config), expected_tensors(config)
+    arrays = read_tensors(infos.values())
+    tensors = {n: arrays[infos[n].name].reshape(shape) for n, shape in expected.items()}
     broken = [name for name, array in tensors.items() if not np.isfinite(array).all()]
     if broken:
         raise FormatError(f"{path}: NaN or infinite numbers in {listed(broken)}")

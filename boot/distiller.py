@@ -27,7 +27,9 @@ from boot.evaluation import evaluate_student
 from boot.fit import run
 from boot.htmlparts import facts_table
 from boot.inputs import drawn_labels
+from boot.moments import zero_moments
 from boot.network import Images, Network
+from boot.offload import take_turns
 from boot.plan import RunPlan, check_fixed, enforce_limit, make_plan
 from boot.presets import preset_config
 from boot.resolve import clip_for, critic_guidance_for, guidance_for, open_output, resolve_config
@@ -146,11 +148,13 @@ class Distiller:
                 network.share_arena(self._start)
         for network in self._networks().values():
             network.core.configure(thread_independent=self.config.thread_independent)
-        self._training.model.core.configure(
+        training = self._training.model
+        training.core.configure(
             in_training=True, gradient_checkpointing=self.config.gradient_checkpointing
         )
-        self._m = np.zeros_like(self._training.model.weights)
-        self._v = np.zeros_like(self._training.model.weights)
+        if self.config.offload_teacher:
+            take_turns(self.teacher, training)
+        self._m, self._v = zero_moments(self.config.moments_dtype, training.weights)
 
     def __repr__(self) -> str:
         return f"Distiller({self.teacher!r}, step {self.state.step}/{self.config.max_train_steps})"
@@ -379,7 +383,7 @@ class Distiller:
         with steps.alone(self):
             return resume.save(self)
 
-    def _buffers(self) -> dict[str, NDArray[np.float32]]:
+    def _buffers(self) -> dict[str, NDArray[Any]]:
         buffers = {"weights": self._training.model.weights, "m": self._m, "v": self._v}
         if self._average is not self._training:
             buffers["ema"] = self._average.model.weights

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from typing import Any
+import weakref
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +17,9 @@ from boot.image_model import Images as Images
 from boot.kernel_cache import known_kernels, remember_kernels
 from boot.noise import Stream, normal
 from boot.unet_config import UNet2DConfig
+
+if TYPE_CHECKING:
+    from boot.offload import Offload
 
 TARGET_EMBEDDING = "boot_target_embedding"
 GUIDANCE_EMBEDDING = "boot_guidance_embedding"
@@ -74,11 +78,16 @@ class Network(ImageModel):
         self.core.hint_kernels(known_kernels())
         self._memory_limit: int | None = None
         self._timed = 0  # choices that the core had timed when they were last remembered
-        self.parameters: dict[str, NDArray[np.float32]] = {}
+        # Brings the weights back before they are used, if they may be away; see `offload`.
+        self.offload: Offload | None = None
+        # Makes room for a training pass, if somebody gave it.
+        self.before_training: weakref.WeakMethod[Callable[[], None]] | None = None
+        self.gradients_held = False  # from backward to update: nothing may discard them
+        self._parameters: dict[str, NDArray[np.float32]] = {}
         for name, shape, offset in self.core.parameters:
             size = int(np.prod(shape, dtype=np.int64))
             view = self.core.weights[offset : offset + size].reshape(shape)
-            self.parameters[name] = view
+            self._parameters[name] = view
 
     def __repr__(self) -> str:
         """Show channels, widths and size, not arrays."""
@@ -93,15 +102,37 @@ class Network(ImageModel):
     @property
     def num_parameters(self) -> int:
         """Count of all numbers in the weights (the flat buffer also has padding)."""
-        return sum(view.size for view in self.parameters.values())
+        return sum(view.size for view in self._parameters.values())
+
+    @property
+    def parameters(self) -> dict[str, NDArray[np.float32]]:
+        """Views into the weights by the names that diffusers uses; the rest is as for `weights`."""
+        self._bring_back()
+        return self._parameters
+
+    def _bring_back(self) -> None:
+        if self.offload is not None:
+            self.offload.fetch()
+
+    def _make_room(self) -> None:
+        make_room = self.before_training and self.before_training()
+        if make_room:
+            make_room()
 
     @property
     def weights(self) -> NDArray[np.float32]:
-        """The flat buffer of all weights; call `weights_changed` after writing into it."""
+        """The flat buffer of all weights; call `weights_changed` after writing into it.
+
+        Of a teacher that is offloaded it reads as zeros during a step's backward pass and update,
+        and until the weights are asked for again.
+        """
+        self._bring_back()
         return self.core.weights
 
     def weights_changed(self) -> None:
         """Tell the core that weights were written, so that it prepares its layouts anew."""
+        if self.offload is not None:
+            self.offload.stay()
         self.core.weights_changed()
 
     def load(self, tensors: Mapping[str, NDArray[np.float32]]) -> None:
@@ -226,6 +257,7 @@ class Network(ImageModel):
         guidance_scales: NDArray[np.float64] | None = None,
     ) -> Images:
         """Run checked, C-contiguous inputs in chunks, keeping nothing for a backward pass."""
+        self._bring_back()
         count = len(sample)
         position = guidance_position(guidance_scales)
         limit = self.chunk_size(sample.shape[2], sample.shape[3])
@@ -256,6 +288,8 @@ class Network(ImageModel):
         guidance_scales: NDArray[np.float64] | None = None,
     ) -> Images:
         """Run a whole batch at once and keep what `backward` needs."""
+        self._bring_back()
+        self._make_room()
         position = guidance_position(guidance_scales)
         out = self.core.forward(
             sample, timesteps, class_labels, target_timesteps, position, train=True
@@ -271,6 +305,7 @@ class Network(ImageModel):
 
     def backward(self, doutput: Images) -> None:
         """Fill the flat gradients from d loss / d output of the last `forward_train`."""
+        self._make_room()
         self.core.backward(doutput)
 
     def chunk_size(self, height: int, width: int) -> int:

@@ -20,7 +20,9 @@ import numpy as np
 from boot import _core
 from boot.config import DistillConfig
 from boot.errors import ConfigError
+from boot.moments import moments_bytes
 from boot.network import Network
+from boot.offload import can_offload
 from boot.sizes import size_text
 
 if TYPE_CHECKING:
@@ -176,23 +178,25 @@ def fixed_bytes(config: DistillConfig, teacher: int, student: int, start: int) -
     """Return what the run holds whatever its batch size: weights, gradients, moments, average.
 
     teacher, student, start: bytes of the weights of these, 0 for a teacher that is no network of
-    ours; start is what the student, and a critic, are copies of.
+    ours; start is what the student, and a critic, are copies of. A teacher that is offloaded is in
+    memory when the student's gradients are not.
     """
     critic = start if config.guidance_scale_max is None else student  # it knows the scale too
     critic = critic if config.correction == "distribution" else 0
+    moments = moments_bytes(config.moments_dtype, student + critic)
     parts = {
-        "teacher weights": teacher,
+        "teacher weights": max(0, teacher - student) if config.offload_teacher else teacher,
         "student weights": student,
         "gradients": student + critic,
-        "moments of AdamW": 2 * (student + critic),
+        "moments of AdamW": moments,
     }
     if critic > 0:
         parts["critic weights"] = critic
     if config.ema_decay > 0:
         parts["weight average"] = student
     if config.output_dir is None and 0 < config.checkpointing_steps <= config.max_train_steps:
-        copies = student * (4 if config.ema_decay > 0 else 3)
-        parts["copy to roll back to"] = copies + 3 * critic
+        copies = student * (2 if config.ema_decay > 0 else 1)
+        parts["copy to roll back to"] = copies + critic + moments
     return parts
 
 
@@ -274,7 +278,8 @@ def _rehearse(distiller: Distiller) -> dict[str, float]:
 def _time_update(distiller: Distiller, size: int) -> float:
     """Return the seconds of an optimiser step over the first `size` weights, on copies."""
     config, model = distiller.config, distiller._training.model
-    weights, m, v = (a[:size].copy() for a in (model.weights, distiller._m, distiller._v))
+    weights = model.weights[:size].copy()
+    m, v = distiller._m[:size].copy(), distiller._v[:size].copy()
     average = weights.copy() if config.ema_decay > 0 else None
     gradient = np.nan_to_num(model.core.grads[:size])
     start = perf_counter()
@@ -308,8 +313,10 @@ def check_fixed(config: DistillConfig, network: Network) -> None:
     parts = fixed_bytes(config, weights, weights, weights)
     if limit is not None and sum(parts.values()) >= limit:
         listing = ", ".join(f"{name} {size_text(size)}" for name, size in parts.items())
-        least = sum(fixed_bytes(config.replace(ema_decay=0.0), *[weights] * 3).values())
-        less = f"; with ema_decay 0 they are {size_text(least)}" if config.ema_decay > 0 else ""
+        smaller = config.replace(ema_decay=0.0, moments_dtype="bfloat16")
+        least = sum(fixed_bytes(smaller, *[weights] * 3).values())
+        less = f"; with ema_decay 0 and moments_dtype bfloat16 they are {size_text(least)}"
+        less = less if smaller != config else ""
         raise ConfigError(
             f"memory_limit must be more than {size_text(sum(parts.values()))} for this teacher, "
             f"got {size_text(limit)}: weights and optimiser alone take that ({listing}){less}"
@@ -361,8 +368,15 @@ def _too_large(
             training.configure(gradient_checkpointing=False)
         if less > 0:
             advice.append(f"gradient_checkpointing to true (saves {size_text(less)})")
+    if not config.offload_teacher and can_offload(distiller.teacher):
+        saved = min(map(_weight_bytes, (distiller.teacher.network, distiller._training.model)))
+        advice.append(f"offload_teacher to true (saves {size_text(saved)})")
+    if config.moments_dtype == "float32":
+        saved = sum(a.nbytes for name, a in distiller._buffers().items() if name[-1] in "mv") // 2
+        advice.append(f"moments_dtype to bfloat16 (saves {size_text(saved)})")
     if distiller._critic is not None:
-        saved = 4 * _weight_bytes(distiller._critic.model)  # weights, gradient, two moments
+        saved = _weight_bytes(distiller._critic.model)  # and as much for its gradient
+        saved = 2 * saved + moments_bytes(config.moments_dtype, saved)
         advice.append(f"correction to none (saves {size_text(saved)})")
     if config.ema_decay > 0:
         saved = _weight_bytes(distiller._average.model)

@@ -48,7 +48,7 @@ class Snapshot(NamedTuple):
     step: int
     updates: int
     critic_updates: int
-    buffers: dict[str, NDArray[np.float32]]
+    buffers: dict[str, NDArray[Any]]
 
 
 # --------------------------------------------------------------------------------- save, restore
@@ -118,8 +118,9 @@ def _identity(distiller: Distiller) -> Identity:
 
 
 def _weights_changed(distiller: Distiller) -> None:
-    for network in distiller._networks().values():
-        network.weights_changed()
+    for name, network in distiller._networks().items():
+        if name != "teacher":
+            network.weights_changed()
 
 
 # --------------------------------------------------------------------------------------- kernels
@@ -204,7 +205,7 @@ def roll_back(distiller: Distiller) -> str:
     return where
 
 
-def _start_again(distiller: Distiller, buffers: dict[str, NDArray[np.float32]]) -> None:
+def _start_again(distiller: Distiller, buffers: dict[str, NDArray[Any]]) -> None:
     """Give every buffer the value that it began with."""
     info, network = distiller._student_info(), distiller._start
     start = Student.from_teacher(distiller.teacher, info, network).model.weights

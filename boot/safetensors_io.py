@@ -47,7 +47,7 @@ _BITS = {
 # The float types boot reads, with the NumPy type of their stored bytes (BF16 has none: its bits are
 # the upper half of a float32).
 _READABLE = {"F16": "<f2", "BF16": "<u2", "F32": "<f4", "F64": "<f8"}
-_WRITABLE = {"F16": "<f2", "F32": "<f4", "F64": "<f8"}
+_WRITABLE = {"F16": "<f2", "BF16": "<u2", "F32": "<f4", "F64": "<f8"}
 
 
 @dataclass(frozen=True)
@@ -276,6 +276,7 @@ def save_tensors(
 ) -> None:
     """Write float16, float32 or float64 arrays to a safetensors file, atomically.
 
+    A uint16 array is one of bfloat16, given by its bits.
     Data are ordered by item size, largest first, then by name (what the reference writer does), and
     the header is padded to 8 bytes, so every tensor is aligned. `metadata` defaults to
     {"format": "pt"}, which some readers insist on. Raises TypeError, ValueError or an OSError; the
@@ -303,8 +304,9 @@ def _layout(
         if not name.isprintable() or len(name.encode()) > NAME_MAX_BYTES:
             raise ValueError(f"tensor names must be printable and at most {NAME_MAX_BYTES} bytes")
         array = as_ndarray(name, value)
-        dtype = f"F{8 * array.dtype.itemsize}"
-        if array.dtype.kind != "f" or dtype not in _WRITABLE:
+        bits = f"F{8 * array.dtype.itemsize}"
+        dtype = {"f": bits, "u": f"B{bits}"}.get(array.dtype.kind, "")
+        if dtype not in _WRITABLE:
             raise TypeError(f"{name} must be float16, float32 or float64, got {array.dtype}")
         if array.ndim > MAX_DIMS:
             raise ValueError(f"{name} has {array.ndim} dimensions, at most {MAX_DIMS} are allowed")

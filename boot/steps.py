@@ -83,11 +83,14 @@ def _updated(distiller: Distiller, losses: Losses, rate: float) -> float:
     """Update the weights and count it, both or neither; return the gradient's norm."""
     state, guard = distiller.state, InterruptGuard.active()
     with guard.hold() if guard else contextlib.nullcontext():
+        distiller._training.model.gradients_held = True
         try:
             norm = distiller._update(losses, rate)
         except FloatingPointError as problem:
             culprit = worst_gradient(distiller._training.model)
             raise FloatingPointError(f"{problem}: {culprit}") from problem
+        finally:
+            distiller._training.model.gradients_held = False
         state.step += 1
         state.updates += 1
         state.critic_updates += losses.critic is not None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import os
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -48,13 +49,18 @@ class Teacher:
         name: str = "teacher",
         schedule: Schedule | None = None,
         prediction_type: str | None = None,
+        weights_file: Path | None = None,
     ) -> None:
-        """Join a model and its noise process; None: as the scheduler config says."""
+        """Join a model and its noise process; None: as the scheduler config says.
+
+        weights_file: what the model's weights were loaded from, or the index of its shards.
+        """
         self.model: ImageModel = model
         self.scheduler = scheduler
         self.schedule = Schedule.from_config(scheduler) if schedule is None else schedule
         self.prediction_type = prediction_type or scheduler.prediction_type
         self.name = name
+        self.weights_file = weights_file
         self.clip = Clip(
             limit=scheduler.clip_sample_range if scheduler.clip_sample else 0.0,
             thresholding=scheduler.thresholding,
@@ -78,7 +84,8 @@ class Teacher:
         # Packed weights cost four times the memory of the plain ones: for small networks only.
         model.keep_packed(model.num_parameters <= PACK_PARAMETERS)
         name = loaded.folder.resolve().name
-        return cls(model, loaded.scheduler, name=name, schedule=loaded.schedule)
+        file = Path(loaded.source["folder"]) / loaded.source["weights"]
+        return cls(model, loaded.scheduler, name=name, schedule=loaded.schedule, weights_file=file)
 
     @classmethod
     def from_callable(

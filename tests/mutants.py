@@ -27,6 +27,7 @@ T_ADAMW, T_SIGNAL = "tests/test_adamw.py", "tests/test_diffusion.py"
 T_SCHEDULE, T_FILES = "tests/test_schedule.py tests/test_samplers.py", "tests/test_files.py"
 T_DISTILLER, T_STUDENT = "tests/test_distiller.py", "tests/test_student.py"
 T_CHECKPOINT = "tests/test_checkpoint.py tests/test_fit.py"
+T_OFFLOAD = "tests/test_offload.py"
 T_READING = "tests/test_reading.py"
 T_SYNCS, T_SECOND = "tests/test_sync_order.py", "tests/test_fit.py -k second_signal"
 
@@ -106,6 +107,14 @@ METHOD = [
     Mutant(ADAMW, "ema[i] += rate * (w[i] - ema[i]);", "ema[i] += (w[i] - ema[i]);", T_ADAMW),
     Mutant(ADAMW, "1 - c->learning_rate * c->weight_decay", "1 - c->weight_decay", T_ADAMW),
     Mutant(ADAMW, "if (!isfinite(*norm))", "if (*norm < 0)", T_ADAMW),
+    Mutant(ADAMW, "(bits + chance) >> 16", "(bits + 0x8000) >> 16", T_ADAMW),  # to nearest
+    Mutant(
+        ADAMW,
+        "v[i] = halved(square, chance >> 16);",
+        "v[i] = halved(square, chance & 0xffff);",
+        T_ADAMW,
+    ),
+    Mutant(ADAMW, "step * 0xd1342543de82ef95u", "0xd1342543de82ef95u", T_ADAMW),
     Mutant(SIGNAL, "(float)(-sigma[i] / alpha[i])", "(float)(sigma[i] / alpha[i])", T_SIGNAL),
     Mutant(SIGNAL, "b = (float)(-sigma[i] / square);", "b = (float)(sigma[i] / square);", T_SIGNAL),
     Mutant(SIGNAL, "f[k] = clip > 0 ? clamp(v, clip) : v;", "f[k] = v;", T_SIGNAL),
@@ -199,6 +208,23 @@ FILES = [
 ]
 
 SAFETY = [
+    Mutant("csrc/net/network.c", "if (network->weights_away)", "if (0)", T_OFFLOAD),
+    Mutant(
+        "boot/offload.py",
+        "                self._compare(files)  #",
+        "                pass  #",
+        T_OFFLOAD,
+    ),
+    Mutant("boot/offload.py", "any(student.gradients_held for", "any(False for", T_OFFLOAD),
+    Mutant(
+        "boot/offload.py", "            self._core.weights_back()", "            pass", T_OFFLOAD
+    ),
+    Mutant(
+        "boot/network.py",
+        "        self._bring_back()\n        count = len(sample)",
+        "        count = len(sample)",
+        T_OFFLOAD,
+    ),
     Mutant("csrc/net/arena.c", "    arena->epoch++;", "    ;", "tests/test_alloc.py"),
     Mutant("csrc/python/module.c", "&& first != here", "&& first == here", "tests/test_fork.py"),
     Mutant("csrc/base/memory.c", "|| *product > BOOT_COUNT_MAX", "", "tests/test_bad_core.py"),

@@ -77,6 +77,11 @@ SETTINGS = {
     "decay": {"adam_weight_decay": 0.1, "lr_warmup_steps": 0, "train_batch_size": 1},
     "guidance as an input": {"guidance_scale_min": 1.0, "guidance_scale_max": 3.0},
     "a critic": {"correction": "distribution", "correction_start": 0.4},
+    "moments in bfloat16": {
+        "moments_dtype": "bfloat16",
+        "correction": "distribution",
+        "correction_start": 0.4,
+    },
     "sample grids": {"sample_steps": 2, "num_sample_images": 3},
 }
 
@@ -155,6 +160,7 @@ def test_a_longer_run_may_continue_a_shorter_one(tmp_path):
         ({"seed": 1}, "seed was 0, now 1"),
         ({"train_batch_size": 5}, "train_batch_size was 6, now 5"),
         ({"delta": 0.1, "solver": "euler"}, "delta was 0.04, now 0.1; solver was 'heun'"),
+        ({"moments_dtype": "bfloat16"}, "moments_dtype was 'float32', now 'bfloat16'"),
         ({"teacher": make_teacher(seed=1)}, "another teacher"),
         ({"teacher": make_teacher(PLAIN)}, "another teacher"),
     ],

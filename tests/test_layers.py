@@ -38,9 +38,9 @@ LAYERS = [
     network presets schedule
     diffusers_io guidance flags
     continuous callable_model signal_ode inputs images targets correction
-    samplers draws
+    samplers draws moments
     teacher model_card student_info
-    critic export resolve
+    critic export resolve offload
     refine
     student callbacks probe student_init toy
     early_stopping

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import re
 import subprocess
 import sys
 import threading
@@ -13,6 +15,7 @@ import pytest
 from models import (
     CONFIG,
     PLAIN,
+    SMALL,
     assert_same,
     make,
     make_teacher,
@@ -22,11 +25,13 @@ from models import (
     weights_of,
 )
 from numpy._core.multiarray import get_handler_name
-from processes import SANITIZED
+from pipelines import WEIGHTS
+from processes import SANITIZED, run_python
 
 from boot import _core
 from boot.cli import main
 from boot.config import DistillConfig
+from boot.distiller import Distiller
 from boot.errors import ConfigError
 from boot.sizes import check_bytes, size_text
 
@@ -154,6 +159,54 @@ def test_the_planned_peak_is_the_resident_one_within_a_tenth():
     assert abs(resident / planned - 1) < 0.1, (planned, resident)
 
 
+LOW = """
+import dataclasses, gc, sys
+from pathlib import Path
+from boot.teacher import Teacher
+from models import PLAIN, make, save_teacher
+def resident(key):
+    lines = open("/proc/self/status").read().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(key))
+make().step()  # libraries, threads and heap are there
+before = resident("VmRSS")
+settings = eval(sys.argv[2])
+distiller = make(
+    teacher=Teacher.from_pretrained(sys.argv[1]), train_batch_size=4, thread_independent=True,
+    ema_decay=0.0, checkpointing_steps=0, **settings
+)
+gc.collect()
+for _ in range(3):
+    distiller.step()
+plan = distiller.plan(timed=False)
+print(plan.peak_bytes, resident("VmHWM") - before)
+"""
+LOW_SETTINGS = [
+    {},
+    {"offload_teacher": True},
+    {"moments_dtype": "bfloat16"},
+    {"offload_teacher": True, "moments_dtype": "bfloat16"},
+]
+
+
+@pytest.mark.skipif(SANITIZED, reason="the sanitizer keeps freed memory resident")
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs /proc")
+def test_offloading_and_smaller_moments_save_what_they_promise(tmp_path):
+    wide = dataclasses.replace(PLAIN, block_out_channels=(128, 384))
+    folder = save_teacher(tmp_path / "teacher", wide)
+    weights = (folder / WEIGHTS).stat().st_size
+    assert weights > 40 * 2**20  # above 8 million parameters, where no weights are packed
+    peaks = []
+    for settings in LOW_SETTINGS:
+        done = run_python("-c", LOW, str(folder), repr(settings))
+        assert done.returncode == 0, done.stderr
+        planned, resident = map(int, done.stdout.split())
+        assert abs(resident / planned - 1) < 0.1, (settings, planned, resident)
+        peaks.append(resident)
+    for peak in peaks[1:3]:
+        assert 0.85 < (peaks[0] - peak) / weights < 1.1, peaks
+    assert 1.75 < (peaks[0] - peaks[3]) / weights < 2.2, peaks
+
+
 # ------------------------------------------------------------------------------------ the limit
 
 
@@ -170,11 +223,20 @@ def test_a_run_that_cannot_fit_is_refused_with_what_would_fit():
     assert held(distiller)["arena"] <= sum(planned.parts[name] for name in WORKING)
 
 
-def test_advice_names_every_setting_that_helps():
+def test_advice_names_every_setting_that_helps(tmp_path):
     with pytest.raises(ConfigError, match=r"gradient_checkpointing to true.*ema_decay to 0"):
         make(memory_limit=int(0.6 * unpacked_peak(64)), train_batch_size=64, **BY_RULE)
-    with pytest.raises(ConfigError, match="weights and optimiser alone"):
+    with pytest.raises(ConfigError, match=r"optimiser alone.*moments_dtype bfloat16 they are"):
         make(memory_limit=10_000)
+    teacher = save_teacher(tmp_path / "teacher")
+    limits = {"memory_limit": int(0.6 * unpacked_peak(64)), "train_batch_size": 64}
+    size = r"\(saves [\d.]+ KiB\)"
+    both = rf"offload_teacher to true {size}, or moments_dtype to bfloat16 {size}"
+    with pytest.raises(ConfigError, match=both):
+        Distiller(teacher, **{**SMALL, **limits, **BY_RULE})
+    with pytest.raises(ConfigError) as caught:  # a teacher without a file is not offloaded
+        make(**limits, **BY_RULE, moments_dtype="bfloat16")
+    assert not re.search("offload_teacher|moments_dtype", str(caught.value))
 
 
 # Kernels by rule: timing may choose one with much scratch, and then a larger batch takes less.

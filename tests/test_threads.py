@@ -95,6 +95,9 @@ METHODS = {  # of one network that all threads use
     "hint_kernels": lambda net: net.hint_kernels({}),
     "pin_kernels": lambda net: net.pin_kernels({}),
     "weights_changed": lambda net: net.weights_changed(),
+    "weights_away": lambda net: net.weights_away,
+    "weights_back": lambda net: net.weights_back(),
+    "discard_grads": lambda net: net.discard_grads(),
     "configure": lambda net: net.configure(keep_packed=True),
     "share_arena": lambda net: net.share_arena(TEACHER.model.core),
     "plan": lambda net: net.plan(2, 8, 8, True),
@@ -109,7 +112,7 @@ def test_no_public_call_is_forgotten():
         return {name for place in places for name in dir(place) if not name.startswith("_")}
 
     assert public(_core) <= set(SHARED) | {"conv2d", "schedule", "parameters"}
-    assert public(_core.UNet2D) == set(METHODS)
+    assert public(_core.UNet2D) == set(METHODS) | {"discard_weights"}
     calls = set(re.findall(r"\.(\w+)", inspect.getsource(everything)))
     assert public(Teacher, Student, Distiller) <= calls
 
@@ -132,6 +135,28 @@ def test_every_method_of_one_network_from_eight_threads_is_refused_or_right():
     together(call)
     found = teacher.model.core.forward(X, 500 * PER_IMAGE)
     np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+def test_weights_that_a_thread_gives_away_are_nowhere_taken_for_right_ones():
+    teacher = make_teacher(PLAIN)
+    core, results = teacher.model.core, []
+    expected = core.forward(X, 500 * PER_IMAGE)
+
+    def call(i):
+        try:
+            if i == 3 and results:  # for good
+                core.discard_weights()
+            results.append(core.forward(X, 500 * PER_IMAGE))
+        except RuntimeError as problem:
+            assert re.search("in another thread|memory was given back", str(problem))
+
+    together(call)
+    core.discard_weights()
+    with pytest.raises(RuntimeError, match="memory was given back"):
+        core.forward(X, 500 * PER_IMAGE)
+    assert results
+    for found in results:
+        np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
 def everything(folder):
