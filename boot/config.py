@@ -294,7 +294,7 @@ class DistillConfig:
         False,
         bool,
         "read the teacher's weights from their file whenever it runs, and give their memory to the "
-        "gradients: the same numbers in less memory; for teachers stored in float32",
+        "gradients: the same numbers in less memory and a little more time",
     )
     moments_dtype: str = setting(
         "float32",

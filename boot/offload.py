@@ -23,24 +23,33 @@ from numpy.typing import NDArray
 
 from boot import _core
 from boot.diffusers_io import find_tensors
-from boot.errors import ConfigError, FormatError, TeacherError, listed
+from boot.errors import ConfigError, FormatError, TeacherError
 from boot.network import Network
 from boot.reading import open_regular
+from boot.safetensors_io import READABLE, as_float32
 from boot.teacher import Teacher
 
 READERS = 2  # threads; one copies 136 MiB from the page cache in 11 ms, two in 6
-COMPARED = 2**18  # bytes at a time: a larger block, once freed, would stay in the heap
+AT_ONCE = 2**18  # bytes of a block to read into: a larger one, once freed, stays in the heap
 LEAST_SHARED = 8 * 2**20  # bytes from which a second one pays
 
 _log = logging.getLogger("boot")
 
 
 class Piece(NamedTuple):
-    """One tensor: its bytes in memory, writable, and where they begin in a file."""
+    """A stretch of one tensor: its numbers in memory, and where and how they lie in a file."""
 
     file: Path
     begin: int
-    bytes: NDArray[np.uint8]
+    dtype: str
+    numbers: NDArray[np.float32]
+
+    def parts(self, size: int) -> Iterator[Piece]:
+        """Cut it into pieces of so many stored bytes at most."""
+        item = np.dtype(READABLE[self.dtype]).itemsize
+        for start in range(0, len(self.numbers), size // item):
+            numbers = self.numbers[start : start + size // item]
+            yield self._replace(begin=self.begin + start * item, numbers=numbers)
 
 
 class Mark(NamedTuple):
@@ -75,7 +84,7 @@ class Offload:
         with self._open() as files:
             self._marks = {path: Mark.of(descriptor) for path, descriptor in files.items()}
             for piece in self._pieces:
-                _compare_bytes(files, piece)
+                _compare_numbers(files, piece)
 
     def join(self, student: Network) -> None:
         """Let the gradients of a network take turns with the weights."""
@@ -166,42 +175,46 @@ def _pieces_of(teacher: Teacher) -> tuple[_core.UNet2D, list[Piece]]:
         infos = find_tensors(path, network.config)
     except (OSError, FormatError) as problem:
         raise TeacherError(f"the teacher's weights cannot be read: {problem}") from problem
-    others = sorted({info.dtype for info in infos.values()} - {"F32"})
-    if others:
-        raise ConfigError(
-            f"{refused}: {path} holds {listed(others)}, and only float32 weights are read straight "
-            "into their place"
-        )
     pieces = [
-        Piece(info.file, info.begin, network.parameters[name].reshape(-1).view(np.uint8))
+        Piece(info.file, info.begin, info.dtype, network.parameters[name].reshape(-1))
         for name, info in infos.items()
     ]
     return network.core, sorted(pieces, key=lambda piece: (str(piece.file), piece.begin))
 
 
-def _compare_bytes(files: dict[Path, int], piece: Piece) -> None:
-    """Raise TeacherError unless a tensor in memory is the one in its file."""
-    for begin in range(0, len(piece.bytes), COMPARED):
-        part = piece.bytes[begin : begin + COMPARED]
-        found = Piece(piece.file, piece.begin + begin, np.empty_like(part))
+def _compare_numbers(files: dict[Path, int], piece: Piece) -> None:
+    """Raise TeacherError unless a tensor in memory is bit by bit the one in its file."""
+    for part in piece.parts(AT_ONCE):
+        found = part._replace(numbers=np.empty_like(part.numbers))
         _read(files, [found])
-        if not np.array_equal(found.bytes, part):
+        if not np.array_equal(found.numbers.view(np.uint32), part.numbers.view(np.uint32)):
             raise TeacherError(f"{piece.file} holds other weights than the teacher")
 
 
 def _read(files: dict[Path, int], pieces: list[Piece]) -> None:
+    """Fill pieces: float32 straight into place, other types through a small block."""
     for piece in pieces:
-        done = 0
-        while done < len(piece.bytes):
-            count = os.preadv(files[piece.file], [piece.bytes[done:].data], piece.begin + done)
-            if count == 0:
-                raise TeacherError(f"{piece.file} was cut short while it was read")
-            done += count
+        if piece.dtype == "F32":
+            _read_bytes(files, piece, piece.numbers.view(np.uint8))
+            continue
+        for part in piece.parts(AT_ONCE):
+            raw = np.empty(part.numbers.shape, READABLE[part.dtype])
+            _read_bytes(files, part, raw.view(np.uint8))
+            part.numbers[...] = as_float32(raw, part.dtype)
+
+
+def _read_bytes(files: dict[Path, int], piece: Piece, into: NDArray[np.uint8]) -> None:
+    done = 0
+    while done < len(into):
+        count = os.preadv(files[piece.file], [into[done:].data], piece.begin + done)
+        if count == 0:
+            raise TeacherError(f"{piece.file} was cut short while it was read")
+        done += count
 
 
 def _read_shared(files: dict[Path, int], pieces: list[Piece]) -> None:
     """Read pieces with several threads, each a stretch of about as many bytes."""
-    ends = np.cumsum([len(piece.bytes) for piece in pieces])
+    ends = np.cumsum([piece.numbers.nbytes for piece in pieces])
     count = min(READERS, _core.get_num_threads()) if ends[-1] >= LEAST_SHARED else 1
     cuts = np.searchsorted(ends, ends[-1] * np.arange(count + 1) / count)
     cuts[-1] = len(pieces)

@@ -46,7 +46,7 @@ _BITS = {
 }  # fmt: skip
 # The float types boot reads, with the NumPy type of their stored bytes (BF16 has none: its bits are
 # the upper half of a float32).
-_READABLE = {"F16": "<f2", "BF16": "<u2", "F32": "<f4", "F64": "<f8"}
+READABLE = {"F16": "<f2", "BF16": "<u2", "F32": "<f4", "F64": "<f8"}
 _WRITABLE = {"F16": "<f2", "BF16": "<u2", "F32": "<f4", "F64": "<f8"}
 
 
@@ -202,16 +202,21 @@ def read_tensors(infos: Iterable[TensorInfo]) -> dict[str, NDArray[np.float32]]:
 
 
 def _read_tensor(file: io.BufferedReader, info: TensorInfo) -> NDArray[np.float32]:
-    if info.dtype not in _READABLE:
+    if info.dtype not in READABLE:
         raise FormatError(
             f"{info.file}: tensor {shown(info.name)} has dtype {info.dtype}; boot reads "
-            f"{', '.join(_READABLE)}"
+            f"{', '.join(READABLE)}"
         )
-    raw = np.empty(info.shape, _READABLE[info.dtype])
+    raw = np.empty(info.shape, READABLE[info.dtype])
     file.seek(info.begin)
     if file.readinto(raw.reshape(-1).view(np.uint8).data) != info.end - info.begin:
         raise FormatError(f"{info.file} was cut short while it was read")
-    if info.dtype == "BF16":
+    return as_float32(raw, info.dtype)
+
+
+def as_float32(raw: NDArray[Any], dtype: str) -> NDArray[np.float32]:
+    """Return stored numbers, in the array type that READABLE has for `dtype`, as float32."""
+    if dtype == "BF16":
         widened = np.left_shift(raw, 16, dtype=np.uint32)  # a scalar if the shape is ()
         return np.asarray(widened).view(np.float32)
     with np.errstate(over="ignore"):  # F64 beyond float32 becomes Inf; callers check finiteness

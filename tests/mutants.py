@@ -215,6 +215,12 @@ SAFETY = [
         "                pass  #",
         T_OFFLOAD,
     ),
+    Mutant(
+        "boot/offload.py",
+        "self.begin + start * item",
+        "self.begin + start",
+        T_OFFLOAD,
+    ),
     Mutant("boot/offload.py", "any(student.gradients_held for", "any(False for", T_OFFLOAD),
     Mutant(
         "boot/offload.py", "            self._core.weights_back()", "            pass", T_OFFLOAD

@@ -66,7 +66,8 @@ void boot_network_thread_independent(boot_network *network, bool on);
    those of the networks that share the arena; 0: any. A call that needs more fails. */
 void boot_network_limit_memory(boot_network *network, int64_t bytes);
 
-/* Bytes held now. arena: shared with other networks. */
+/* Bytes held now; weights and gradients count while their memory is given back. arena: shared with
+   other networks. */
 typedef struct {
     int64_t weights, grads, arena, packed;
 } boot_network_bytes;
