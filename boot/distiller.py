@@ -146,12 +146,10 @@ class Distiller:
         for network in self._networks().values():
             if network is not self._start:
                 network.share_arena(self._start)
-        for network in self._networks().values():
             network.core.configure(thread_independent=self.config.thread_independent)
         training = self._training.model
-        training.core.configure(
-            in_training=True, gradient_checkpointing=self.config.gradient_checkpointing
-        )
+        training.core.configure(in_training=True)
+        training.core.configure(gradient_checkpointing=self.config.gradient_checkpointing)
         if self.config.offload_teacher:
             take_turns(self.teacher, training)
         self._m, self._v = zero_moments(self.config.moments_dtype, training.weights)
