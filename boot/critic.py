@@ -75,6 +75,8 @@ class Critic:
             guidance_embedding=config.guidance_scale_max is not None,
             max_timestep=start.max_timestep,
         )
+        self.model.keep_packed(self.model.is_small)  # not really: but it runs in shards then
+        self.model.core.configure(in_training=True)
         self._start = start
         self.begin()
         self.m, self.v = zero_moments(config.moments_dtype, self.model.weights)

@@ -28,6 +28,7 @@ EMBEDDING_PARTS = ("linear_1.weight", "linear_1.bias", "linear_2.weight", "linea
 _TARGET_SOURCE = "time_embedding"
 
 LARGEST_GUIDANCE_SCALE = 100.0
+PACK_PARAMETERS = 8_000_000
 _GUIDANCE_STRETCH = 8.0
 
 # Inference runs in chunks of about this many activations per full-width layer: enough to keep all
@@ -187,6 +188,11 @@ class Network(ImageModel):
     def pin_kernels(self, kernels: Mapping[str, str]) -> None:
         """Use these kernels instead of timing: the same ones give the same bits again."""
         self.core.pin_kernels(dict(kernels))
+
+    @property
+    def is_small(self) -> bool:
+        """Whether it may keep packed weights, four times as large, and run in shards."""
+        return self.num_parameters <= PACK_PARAMETERS
 
     def keep_packed(self, keep: bool) -> None:
         """Keep weights in the layout of the kernels between inference calls, or do not.

@@ -45,7 +45,7 @@ from boot.safetensors_io import load_tensors
 from boot.schedule import Float64, Schedule
 from boot.scheduler_config import SchedulerConfig
 from boot.student_info import FORMAT_VERSION, StudentInfo
-from boot.teacher import PACK_PARAMETERS, Teacher
+from boot.teacher import Teacher
 
 
 class Student:
@@ -91,7 +91,7 @@ class Student:
             max_timestep=network.max_timestep,
         )
         model.load(network.parameters)
-        model.keep_packed(model.num_parameters <= PACK_PARAMETERS)
+        model.keep_packed(model.is_small)
         return cls(model, teacher.scheduler, info)
 
     def __repr__(self) -> str:

@@ -29,8 +29,6 @@ from boot.samplers import SAMPLERS
 from boot.schedule import Float64, Schedule
 from boot.scheduler_config import TEACHER_PREDICTIONS, SchedulerConfig
 
-PACK_PARAMETERS = 8_000_000  # up to this size networks keep packed weights and run in shards
-
 
 class Teacher:
     """A model with its noise process, seen as the signal predictor f(x_t, t).
@@ -81,8 +79,7 @@ class Teacher:
         highest = float(loaded.scheduler.num_train_timesteps - 1)
         model = Network(loaded.unet, max_timestep=highest)
         model.load(loaded.tensors)
-        # Packed weights cost four times the memory of the plain ones: for small networks only.
-        model.keep_packed(model.num_parameters <= PACK_PARAMETERS)
+        model.keep_packed(model.is_small)
         name = loaded.folder.resolve().name
         file = Path(loaded.source["folder"]) / loaded.source["weights"]
         return cls(model, loaded.scheduler, name=name, schedule=loaded.schedule, weights_file=file)
