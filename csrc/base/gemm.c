@@ -46,31 +46,20 @@ enum { KC = 256, MAX_MR = 12, MAX_NR = 32, MC = 96, NC = 256 };
 
 static int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 
-typedef struct {
-    boot_panel_fn panel, narrow; /* of nr columns, and of nr / 2 */
-    int nr;
-} kernels;
-
-static kernels kernels_for_isa(void) {
+boot_panels boot_gemm_panels(void) {
     switch (boot_isa()) {
     case BOOT_ISA_AVX512:
-        return (kernels){avx512_panel, avx512_narrow, avx512_NR};
+        return (boot_panels){avx512_panel, avx512_narrow, avx512_NR};
     case BOOT_ISA_AVX2:
-        return (kernels){avx2_panel, avx2_narrow, avx2_NR};
+        return (boot_panels){avx2_panel, avx2_narrow, avx2_NR};
     default:
-        return (kernels){sse_panel, sse_narrow, sse_NR};
+        return (boot_panels){sse_panel, sse_narrow, sse_NR};
     }
-}
-
-boot_panel_fn boot_gemm_panel(int *nr) {
-    const kernels k = kernels_for_isa();
-    *nr = k.nr;
-    return k.panel;
 }
 
 /* The last, partial panel of `cols` < nr columns, in one or two narrow ones; the very last goes
    through zero-padded copies of B, C and bias, so that the kernel needs no masks. */
-static void edge_panel(const kernels *f, int64_t M, int64_t cols, int64_t K, const float *a,
+static void edge_panel(const boot_panels *f, int64_t M, int64_t cols, int64_t K, const float *a,
                        int64_t rsa, int64_t csa, const float *b, int64_t ldb, const float *bias,
                        float *c, int64_t ldc, bool accumulate) {
     const int nr = f->nr / 2;
@@ -103,7 +92,7 @@ static void edge_panel(const kernels *f, int64_t M, int64_t cols, int64_t K, con
 void boot_gemm(int64_t M, int64_t N, int64_t K, const float *a, int64_t rsa, int64_t csa,
                const float *b, int64_t ldb, const float *bias, float *c, int64_t ldc,
                bool accumulate) {
-    const kernels f = kernels_for_isa();
+    const boot_panels f = boot_gemm_panels();
     const int nr = f.nr;
     for (int64_t i = 0; K == 0 && !accumulate && i < M; i++)
         if (bias)
@@ -118,7 +107,7 @@ void boot_gemm(int64_t M, int64_t N, int64_t K, const float *a, int64_t rsa, int
             const int64_t cols = least(N - j, nr);
             const float *start = bias ? bias + j : NULL;
             if (cols == nr)
-                f.panel(M, kc, ak, rsa, csa, bk + j, ldb, start, c + j, ldc, add);
+                f.wide(M, kc, ak, rsa, csa, bk + j, ldb, start, c + j, ldc, add);
             else
                 edge_panel(&f, M, cols, kc, ak, rsa, csa, bk + j, ldb, start, c + j, ldc, add);
         }
@@ -164,8 +153,7 @@ static void gemm_part(int64_t M, int64_t N, int64_t K, const float *a, int64_t r
 void boot_gemm_team(int64_t M, int64_t N, int64_t K, const float *a, int64_t rsa, int64_t csa,
                     const float *b, int64_t ldb, const float *bias, float *c, int64_t ldc,
                     bool accumulate) {
-    int nr;
-    boot_gemm_panel(&nr);
+    const int nr = boot_gemm_panels().nr;
     const grid g = cut_grid(M, N, nr, omp_get_num_threads());
 #pragma omp for collapse(2) schedule(static)
     for (int64_t i = 0; i < g.rows; i++)

@@ -12,12 +12,21 @@ void boot_gemm(int64_t M, int64_t N, int64_t K, const float *a, int64_t rsa, int
                const float *b, int64_t ldb, const float *bias, float *c, int64_t ldc,
                bool accumulate);
 
-/* One panel of B: *nr columns with row stride ldb, C = A B + bias or += A B for all M rows, K >= 1.
+/* One panel of B: nr columns with row stride ldb, C = A B + bias or += A B for all M rows, K >= 1.
  * For kernels that pack B. */
 typedef void (*boot_panel_fn)(int64_t M, int64_t K, const float *a, int64_t rsa, int64_t csa,
                               const float *b, int64_t ldb, const float *bias, float *c, int64_t ldc,
                               bool accumulate);
-boot_panel_fn boot_gemm_panel(int *nr);
+typedef struct {
+    boot_panel_fn wide, narrow; /* of nr columns, and of nr / 2 */
+    int nr;
+} boot_panels;
+boot_panels boot_gemm_panels(void);
+
+/* The one for the first `columns` of a panel. */
+static inline boot_panel_fn boot_panel_for(const boot_panels *p, int64_t columns) {
+    return columns <= p->nr / 2 ? p->narrow : p->wide;
+}
 
 /* The same as boot_gemm, called by every thread of a team, which share out rows and columns of C
    (never K: the same bits for any number of threads). */

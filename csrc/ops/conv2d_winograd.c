@@ -36,15 +36,15 @@ typedef struct {
     const boot_conv_shape *s;
     const boot_tile_transforms *f;
     boot_tile_planes planes;
-    boot_panel_fn panel;
-    int nr;
+    boot_panels kernels;
+    int nr; /* outputs of a panel */
     boot_tile_cut cut;
     boot_tile_map in, out;
     boot_tile_out sink;
     const float *x;
     float *u;
-    bool packed; /* u holds all of U already */
-    int64_t panels, plane_u, panel_u;
+    bool packed;                               /* u holds all of U already */
+    int64_t outputs, panels, plane_u, panel_u; /* outputs: of all panels */
 } pass;
 
 /* Tiles first ... first + count - 1 of the pass to rows slot ... of v, and back from m. */
@@ -63,11 +63,12 @@ static void output_tiles(const pass *p, int64_t first, int64_t count, int64_t sl
                           at.w0);
 }
 
-/* M = V U for panel j of plane q. */
+/* M = V U for panel j of plane q; m: of the panel's first output. */
 static void product(const pass *p, int64_t rows, int64_t q, int64_t j, const float *v, float *m) {
-    p->panel(rows, p->in.channels, v + q * p->cut.plane_v, p->cut.ldv, 1,
-             p->u + j * p->panel_u + q * p->plane_u, p->nr, NULL,
-             m + q * p->cut.plane_m + j * p->nr, p->cut.ldm, false);
+    const int64_t outputs = p->outputs - j * p->nr;
+    boot_panel_for(&p->kernels, outputs)(rows, p->in.channels, v + q * p->cut.plane_v, p->cut.ldv,
+                                         1, p->u + j * p->panel_u + q * p->plane_u, p->nr, NULL,
+                                         m + q * p->cut.plane_m, p->cut.ldm, false);
 }
 
 /* The same pass, seen by the outputs of one panel, from `o` on, alone; its M is (planes, rows, nr).
@@ -101,13 +102,14 @@ static void run_blocks(const pass *p, float *work) {
             for (int64_t j = 0; j < p->panels; j++) {
                 const pass part = panel_of(p, j * p->nr, k->block * p->nr + PAD);
                 for (int q = 0; q < p->planes.count; q++)
-                    product(&part, rows, p->planes.at[q], j, v, m - j * p->nr);
+                    product(&part, rows, p->planes.at[q], j, v, m);
                 output_tiles(&part, b * k->block, rows, 0, m);
             }
             continue;
         }
         for (int q = 0; q < p->planes.count; q++)
-            for (int64_t j = 0; j < p->panels; j++) product(p, rows, p->planes.at[q], j, v, m);
+            for (int64_t j = 0; j < p->panels; j++)
+                product(p, rows, p->planes.at[q], j, v, m + j * p->nr);
         output_tiles(p, b * k->block, rows, 0, m);
     }
 }
@@ -126,7 +128,8 @@ static void run_shared(const pass *p, float *work) {
         for (int64_t i = 0; i < rows; i++) input_tiles(p, b * k->block + i, 1, i, v);
 #pragma omp for collapse(2) schedule(static)
         for (int64_t j = 0; j < p->panels; j++)
-            for (int q = 0; q < p->planes.count; q++) product(p, rows, p->planes.at[q], j, v, m);
+            for (int q = 0; q < p->planes.count; q++)
+                product(p, rows, p->planes.at[q], j, v, m + j * p->nr);
 #pragma omp for schedule(static)
         for (int64_t i = 0; i < rows; i++) output_tiles(p, b * k->block + i, 1, i, m);
     }
@@ -157,8 +160,9 @@ static pass pass_of(const boot_conv_shape *s, const boot_conv_args *t, bool data
     p.sink = data ? (boot_tile_out){.y = t->dx, .scale = 1, .accumulate = t->accumulate}
                   : (boot_tile_out){t->y,   t->bias, t->temb,  t->residual,
                                     t->ldr, t->ldt,  t->scale, false};
-    p.panel = boot_gemm_panel(&p.nr);
-    p.panels = (C + p.nr - 1) / p.nr;
+    p.kernels = boot_gemm_panels();
+    p.nr = p.kernels.nr;
+    p.outputs = C, p.panels = (C + p.nr - 1) / p.nr;
     p.plane_u = K * p.nr + PAD, p.panel_u = PLANES * p.plane_u;
     return p;
 }
@@ -207,8 +211,9 @@ static void few_products(const pass *p, const boot_conv_args *t, bool data, int6
                                data, u, plane_u);
         for (int i = 0; i < p->planes.count; i++) {
             const int64_t q = p->planes.at[i];
-            p->panel(p->cut.tiles, depth, v + q * few_plane_v(p) + k, p->cut.ldv, 1,
-                     from + q * plane_u, p->nr, NULL, m + q * few_plane_m(p), p->nr, k > 0);
+            boot_panel_for(&p->kernels, p->out.channels - o)(
+                p->cut.tiles, depth, v + q * few_plane_v(p) + k, p->cut.ldv, 1, from + q * plane_u,
+                p->nr, NULL, m + q * few_plane_m(p), p->nr, k > 0);
         }
     }
 }

@@ -29,8 +29,8 @@ typedef struct {
     const boot_conv_shape *s;
     const boot_conv_args *t;
     const boot_tile_transforms *f;
-    boot_panel_fn panel;
-    int nr;
+    boot_panels panels;
+    int nr; /* of a panel */
     boot_tile_cut cut;
     float *v, *d, *du;
     boot_tile_planes planes;
@@ -73,8 +73,9 @@ static void finish_few(const grad_pass *p) {
             const int64_t rows = s->I - i < FEW_ROWS ? s->I - i : FEW_ROWS;
             for (int c = 0; c < p->planes.count; c++) {
                 const int64_t q = p->planes.at[c];
-                p->panel(rows, k->tiles, p->v + q * k->plane_v + i, 1, k->ldv,
-                         p->d + q * k->plane_m + o, k->ldm, NULL, du + q * plane, p->nr, false);
+                boot_panel_for(&p->panels, s->O - o)(rows, k->tiles, p->v + q * k->plane_v + i, 1,
+                                                     k->ldv, p->d + q * k->plane_m + o, k->ldm,
+                                                     NULL, du + q * plane, p->nr, false);
             }
             for (int64_t r = 0; r < rows; r++)
                 p->f->weight_grad(s->O - o < p->nr ? s->O - o : p->nr, du + r * p->nr, plane,
@@ -93,9 +94,10 @@ static void add_products(const grad_pass *p, int64_t b, int64_t plane_u) {
             const int64_t q = p->planes.at[c];
             const int64_t i = part * ROWS, M = s->I - i < ROWS ? s->I - i : ROWS;
             for (int64_t j = 0; j < s->O; j += p->nr)
-                p->panel(M, boot_tile_rows(k, b), p->v + q * k->plane_v + i, 1, k->ldv,
-                         p->d + q * k->plane_m + j, k->ldm, NULL,
-                         p->du + q * plane_u + i * k->ldm + j, k->ldm, b > 0);
+                boot_panel_for(&p->panels,
+                               s->O - j)(M, boot_tile_rows(k, b), p->v + q * k->plane_v + i, 1,
+                                         k->ldv, p->d + q * k->plane_m + j, k->ldm, NULL,
+                                         p->du + q * plane_u + i * k->ldm + j, k->ldm, b > 0);
         }
 }
 
@@ -108,7 +110,8 @@ boot_status boot_winograd_weights(const boot_conv_shape *s, const boot_conv_args
                    .planes = boot_tile_planes_of(s)};
     const boot_tile_cut *k = &p.cut;
     const int64_t plane_u = s->I * k->ldm + PAD;
-    p.panel = boot_gemm_panel(&p.nr);
+    p.panels = boot_gemm_panels();
+    p.nr = p.panels.nr;
     p.d = p.v + PLANES * k->plane_v;
     p.du = p.d + PLANES * k->plane_m;
     if (k->blocks == 1) {
@@ -132,8 +135,7 @@ boot_status boot_winograd_weights(const boot_conv_shape *s, const boot_conv_args
 
 int64_t boot_winograd_weights_scratch(const boot_conv_shape *s) {
     const boot_tile_cut k = grad_cut(s);
-    int nr;
-    boot_gemm_panel(&nr);
+    const int nr = boot_gemm_panels().nr;
     return PLANES *
            (k.plane_v + k.plane_m +
             (k.blocks == 1 ? omp_get_max_threads() * plane_of_few(nr) : s->I * k.ldm + PAD));
