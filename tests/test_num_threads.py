@@ -10,9 +10,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from cases import CASES, attrs_of, make_inputs
 from models import CONFIG, assert_same, make, make_teacher, noise, weights_of
 
 import boot
+from boot import _core
 from boot.threads import cpu_quota, default_threads, physical_cores
 
 COUNTS = (1, 2, 3, 4, 8)
@@ -138,6 +140,28 @@ def run_with(threads, config, packed):
         student.model.keep_packed(packed)
     norms = np.array([distiller.step()["grad_norm"] for _ in range(3)])
     return [out, trained, grads, norms, *weights_of(distiller)]
+
+
+OURS = ["winograd", "taps"]  # the kernels of a convolution that a team shares
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_an_operation_gives_the_same_bits_for_any_team(case):
+    found = {}
+    for kernel in OURS if case.op == "conv2d" else [""]:
+        attrs = attrs_of(case, _core.conv_kernels().index(kernel) if kernel else 0)
+        for threads in (1, 2, 3):
+            boot.set_num_threads(threads)
+            inputs = make_inputs(case)
+            try:
+                y = _core.op_forward(case.op, inputs, attrs)
+                arrays = [y]
+                if kernel != "taps" and _core.ops()[case.op]["differentiable"]:
+                    dy = np.random.default_rng(0).standard_normal(y.shape).astype(np.float32)
+                    arrays += _core.op_backward(case.op, inputs, attrs, dy).values()
+            except NotImplementedError:  # not for this shape
+                break
+            assert_same(arrays, found.setdefault(kernel, arrays))
 
 
 @pytest.mark.parametrize("config", [CONFIG, WIDE], ids=["8x8", "16x16"])
