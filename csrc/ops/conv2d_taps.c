@@ -1,10 +1,10 @@
-/* conv2d_taps.c: the forward convolution of few pixels, one matrix product per tap.
+/* conv2d_taps.c: the forward convolution of few pixels, a matrix product per row of taps.
  *
  *   y[i,j,:] = scale (bias + temb + residual + sum_{a,b} x[s i + a - p, s j + b - p, :] W_ab)
  *
  * Where Winograd's weights, four times as large, take longer to read than to multiply: one image, a
- * few pixels. A row of outputs reads a row of inputs for each tap, so nothing is copied. Sums keep
- * one order: the same bits for any number of threads. */
+ * few pixels. A row of outputs takes k rows of inputs, with k pixels of each side by side. Sums
+ * keep one order: the same bits for any number of threads. */
 #include <omp.h>
 #include <string.h>
 
@@ -12,7 +12,8 @@
 #include "base/lanes.h"
 #include "ops/conv2d.h"
 
-enum { MOST_PIXELS = 256, PANEL = 32 }; /* outputs whose weights lie together */
+enum { MOST_PIXELS = 256, MOST_FLOATS = 65536 }; /* of outputs, of columns */
+enum { PANEL = 32 };                             /* outputs whose weights lie together */
 
 static int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 
@@ -43,63 +44,78 @@ static boot_status taps_pack(void *state, const boot_conv_shape *s, boot_conv_di
     return BOOT_OK;
 }
 
-BOOT_INLINE void start_row_body(int64_t pixels, int64_t outputs, const float *bias,
-                                const float *temb, const float *residual, int64_t ldr, float *y,
-                                int64_t ldy) {
+BOOT_INLINE void start_rows_body(int64_t pixels, int64_t outputs, const float *bias,
+                                 const float *temb, const float *residual, int64_t ldr, float *y,
+                                 int64_t ldy) {
     for (int64_t j = 0; j < pixels; j++)
         for (int64_t o = 0; o < outputs; o++)
             y[j * ldy + o] = (bias ? bias[o] : 0.0f) + (temb ? temb[o] : 0.0f) +
                              (residual ? residual[j * ldr + o] : 0.0f);
 }
-BOOT_MULTI_ISA(start_row,
+BOOT_MULTI_ISA(start_rows,
                (int64_t pixels, int64_t outputs, const float *bias, const float *temb,
                 const float *residual, int64_t ldr, float *y, int64_t ldy),
                (pixels, outputs, bias, temb, residual, ldr, y, ldy))
 
-BOOT_INLINE void scale_row_body(int64_t pixels, int64_t outputs, float scale, float *y,
-                                int64_t ldy) {
+BOOT_INLINE void scale_rows_body(int64_t pixels, int64_t outputs, float scale, float *y,
+                                 int64_t ldy) {
     for (int64_t j = 0; j < pixels; j++)
         for (int64_t o = 0; o < outputs; o++) y[j * ldy + o] *= scale;
 }
-BOOT_MULTI_ISA(scale_row, (int64_t pixels, int64_t outputs, float scale, float *y, int64_t ldy),
+BOOT_MULTI_ISA(scale_rows, (int64_t pixels, int64_t outputs, float scale, float *y, int64_t ldy),
                (pixels, outputs, scale, y, ldy))
 
-/* First output column whose tap b lies inside a row of the image, and the first that does not. */
-static int64_t first_column(const boot_conv_shape *s, int64_t b) { return b < s->pad_begin; }
+/* The columns of all inputs: for each row h and each output column j the k pixels that a row of
+   taps covers there, side by side, zeros outside. Rows h of one remainder by the stride follow each
+   other, as those of neighbouring outputs do: (N, stride, rows_of, Wo, k I). */
+static int64_t rows_of(const boot_conv_shape *s) { return (s->H + s->stride - 1) / s->stride; }
 
-static int64_t end_column(const boot_conv_shape *s, int64_t b) {
-    const int64_t last = s->W - 1 + s->pad_begin - b; /* of the padded row, from this tap's first */
-    return last < 0 ? 0 : least(s->Wo, last / s->stride + 1);
+static int64_t columns_at(const boot_conv_shape *s, int64_t n, int64_t h) {
+    const int64_t row = (n * s->stride + h % s->stride) * rows_of(s) + h / s->stride;
+    return row * s->Wo * s->k * s->I;
 }
 
-/* Row i of image n, the outputs of the panel from o on. */
-static void run_row(const boot_conv_shape *s, const boot_conv_args *t, int64_t n, int64_t i,
-                    int64_t o, const float *panel) {
-    const int64_t outputs = least(s->O - o, PANEL), row = (n * s->Ho + i) * s->Wo;
-    float *y = t->y + row * t->ldy + o;
-    start_row(s->Wo, outputs, t->bias ? t->bias + o : NULL,
-              t->temb ? t->temb + n * t->ldt + o : NULL,
-              t->residual ? t->residual + row * t->ldr + o : NULL, t->ldr, y, t->ldy);
-    for (int64_t a = 0; a < s->k; a++) {
-        const int64_t h = i * s->stride + a - s->pad_begin;
-        if (h < 0 || h >= s->H) continue;
-        for (int64_t b = 0; b < s->k; b++) {
-            const int64_t from = first_column(s, b), end = end_column(s, b);
-            const float *x =
-                t->x + ((n * s->H + h) * s->W + from * s->stride + b - s->pad_begin) * t->ldx;
-            if (from < end)
-                boot_gemm(end - from, outputs, s->I, x, s->stride * t->ldx, 1,
-                          panel + (a * s->k + b) * s->I * PANEL, PANEL, NULL, y + from * t->ldy,
-                          t->ldy, true);
+static int64_t columns_floats(const boot_conv_shape *s) { return columns_at(s, s->N, 0); }
+
+static void make_columns(const boot_conv_shape *s, const boot_conv_args *t, int64_t r,
+                         float *columns) {
+    float *to = columns + columns_at(s, r / s->H, r % s->H);
+    for (int64_t j = 0; j < s->Wo; j++)
+        for (int64_t b = 0; b < s->k; b++, to += s->I) {
+            const int64_t w = j * s->stride + b - s->pad_begin;
+            if (w < 0 || w >= s->W)
+                memset(to, 0, s->I * sizeof(float));
+            else
+                memcpy(to, t->x + (r * s->W + w) * t->ldx, s->I * sizeof(float));
         }
+}
+
+/* Rows [from, to) of image n, the outputs of the panel from o on. */
+static void run_rows(const boot_conv_shape *s, const boot_conv_args *t, const float *columns,
+                     int64_t n, int64_t from, int64_t to, int64_t o, const float *panel) {
+    const int64_t outputs = least(s->O - o, PANEL), K = s->k * s->I;
+    const int64_t pixel = (n * s->Ho + from) * s->Wo, pixels = (to - from) * s->Wo;
+    float *y = t->y + pixel * t->ldy + o;
+    start_rows(pixels, outputs, t->bias ? t->bias + o : NULL,
+               t->temb ? t->temb + n * t->ldt + o : NULL,
+               t->residual ? t->residual + pixel * t->ldr + o : NULL, t->ldr, y, t->ldy);
+    for (int64_t a = 0; a < s->k; a++) {
+        int64_t first = from, end = to; /* of the rows whose tap row a lies inside */
+        while (first < end && first * s->stride + a < s->pad_begin) first++;
+        while (first < end && (end - 1) * s->stride + a - s->pad_begin >= s->H) end--;
+        if (first == end) continue;
+        boot_gemm((end - first) * s->Wo, outputs, K,
+                  columns + columns_at(s, n, first * s->stride + a - s->pad_begin), K, 1,
+                  panel + a * K * PANEL, PANEL, NULL, y + (first - from) * s->Wo * t->ldy, t->ldy,
+                  true);
     }
-    if (t->scale != 1.0f) scale_row(s->Wo, outputs, t->scale, y, t->ldy);
+    if (t->scale != 1.0f) scale_rows(pixels, outputs, t->scale, y, t->ldy);
 }
 
 static boot_status taps_run(void *state, const boot_conv_shape *s, boot_conv_direction direction,
                             const boot_conv_args *t) {
     (void)state, (void)direction;
-    const int64_t rows = s->N * s->Ho, panels = panels_of(s), floats = panel_floats(s);
+    const int64_t panels = panels_of(s), floats = panel_floats(s), threads = omp_get_num_threads();
     const float *kept =
         t->packs ? boot_packs_find(t->packs, t->weight, &boot_conv_taps, panels * floats) : NULL;
     if (!kept) {
@@ -108,23 +124,30 @@ static boot_status taps_run(void *state, const boot_conv_shape *s, boot_conv_dir
             pack_panel(s, t->weight, j * PANEL, t->scratch + j * floats);
         kept = t->scratch;
     }
+    float *columns = t->scratch + panels * floats;
+#pragma omp for schedule(static)
+    for (int64_t r = 0; r < s->N * s->H; r++) make_columns(s, t, r, columns);
     /* By panels first: a thread reads its share of the weights, and leaves the rest alone. */
-#pragma omp for collapse(2) schedule(static)
-    for (int64_t j = 0; j < panels; j++)
-        for (int64_t r = 0; r < rows; r++)
-            run_row(s, t, r / s->Ho, r % s->Ho, j * PANEL, kept + j * floats);
+    const int64_t parts = s->N * panels % threads ? least(threads, s->Ho) : 1;
+#pragma omp for schedule(static)
+    for (int64_t u = 0; u < panels * s->N * parts; u++) {
+        const int64_t j = u / (s->N * parts), n = u / parts % s->N, part = u % parts;
+        run_rows(s, t, columns, n, s->Ho * part / parts, s->Ho * (part + 1) / parts, j * PANEL,
+                 kept + j * floats);
+    }
     return BOOT_OK;
 }
 
 static bool taps_applies(const boot_conv_shape *s, boot_conv_direction direction) {
-    return direction == BOOT_CONV_FORWARD && s->N * s->Ho * s->Wo <= MOST_PIXELS;
+    return direction == BOOT_CONV_FORWARD && s->N * s->Ho * s->Wo <= MOST_PIXELS &&
+           columns_floats(s) <= MOST_FLOATS;
 }
 
 static boot_status taps_create(const boot_conv_shape *s, boot_conv_direction direction,
                                boot_dnnl *dnnl, void **state, int64_t *scratch) {
     (void)direction, (void)dnnl;
     *state = NULL;
-    *scratch = panels_of(s) * panel_floats(s);
+    *scratch = panels_of(s) * panel_floats(s) + omp_get_max_threads() * columns_floats(s);
     return BOOT_OK;
 }
 
