@@ -19,7 +19,7 @@ Labels = NDArray[np.int64]
 @functools.lru_cache(maxsize=64)
 def repeated(value: float, count: int) -> NDArray[np.float64]:
     """Return (count,) times `value`, read-only and kept: serving single images asks every time."""
-    array = np.full(count, value)
+    array = np.full(count, value, np.float64)
     array.flags.writeable = False
     return array
 

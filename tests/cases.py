@@ -142,6 +142,7 @@ CONV2D = [
     _conv(2, 6, 10, 13, 33, extras="bias temb"),
     _conv(3, 8, 8, 32, 32),
     _conv(2, 16, 16, 64, 64, extras="bias temb"),
+    _conv(1, 8, 8, 260, 64),  # few tiles, many channels: weights are packed piece by piece
     _conv(2, 16, 16, 64, 32, extras="bias residual", scale=2**-0.5),
     _conv(1, 15, 17, 40, 24, extras="bias temb residual", scale=0.25),
     _conv(1, 32, 32, 128, 128, extras="bias"),

@@ -51,7 +51,7 @@ OPERATIONS = [
         "linear_pair",
     ),
     _op("linear_pair", "right_bias ? s->M : 0", "0", "linear_pair"),
-    _op("conv2d_taps", "last / s->stride + 1", "last / s->stride", "conv2d"),
+    _op("conv2d_taps", "* s->stride + a < s->pad", "* s->stride + a <= s->pad", "conv2d"),
     Mutant(
         "csrc/net/unet2d.c",
         "linear_pair(b, h, keys[0], keys[1], true)",

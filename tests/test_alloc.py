@@ -18,7 +18,7 @@ FAULT = Path(__file__).parent / "fault"
 
 # What differs in kind: building, planning, running, running backwards, growing, packing, one op.
 CORE = [
-    "create", "grads", "plan_train", "second_size", "shared", "pin_kernels",
+    "create", "grads", "plan_train", "second_size", "packed_direct", "shared", "pin_kernels",
     "bench_conv", "conv2d_backward", "peak_array_bytes",
 ]  # fmt: skip
 GLUE = [

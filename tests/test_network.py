@@ -152,6 +152,15 @@ def test_a_network_beyond_a_cores_own_cache_is_timed_on_weights_from_further_awa
         assert all(key.endswith(ending) for key in net.kernels)
 
 
+def test_the_first_call_which_keeps_no_packed_weights_gives_the_same_bits():
+    config = dataclasses.replace(CONFIG, block_out_channels=(32, 256), norm_num_groups=32)
+    net, x, t, labels = Network(config), noise(1), np.full(1, 500.0), np.zeros(1, np.int64)
+    net.weights[:] = np.random.default_rng(1).standard_normal(len(net.weights)) * 0.02
+    net.keep_packed(True)
+    first, second = net.forward(x, t, labels), net.forward(x, t, labels)
+    assert first.tobytes() == second.tobytes()
+
+
 def test_a_network_in_training_keeps_no_packed_weights_and_computes_the_same():
     kept, trained = network_with_weights(1), network_with_weights(1)
     x, t, labels = inputs(4)

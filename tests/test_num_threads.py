@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from cases import CASES, attrs_of, make_inputs
 from models import CONFIG, assert_same, make, make_teacher, noise, weights_of
+from processes import run_python
 
 import boot
 from boot import _core
@@ -150,7 +151,7 @@ def test_an_operation_gives_the_same_bits_for_any_team(case):
     found = {}
     for kernel in OURS if case.op == "conv2d" else [""]:
         attrs = attrs_of(case, _core.conv_kernels().index(kernel) if kernel else 0)
-        for threads in (1, 2, 3):
+        for threads in (1, 2, 3, 4):
             boot.set_num_threads(threads)
             inputs = make_inputs(case)
             try:
@@ -162,6 +163,39 @@ def test_an_operation_gives_the_same_bits_for_any_team(case):
             except NotImplementedError:  # not for this shape
                 break
             assert_same(arrays, found.setdefault(kernel, arrays))
+
+
+def test_a_list_of_numbers_of_threads_counts_for_its_first(tmp_path):
+    """OMP_NUM_THREADS=3,1: inside of a team the next number of the list is the default."""
+    code = (
+        "import sys, numpy as np; from boot import _core\n"
+        "from cases import CASES, attrs_of, make_inputs\n"
+        "k = _core.conv_kernels().index('winograd')\n"
+        "case = next(c for c in CASES if c.shapes['x'] == (2, 16, 16, 64))\n"
+        "y = _core.op_forward('conv2d', make_inputs(case), attrs_of(case, k))\n"
+        "np.save(sys.argv[1], y)"
+    )
+    results = []
+    for value in ("1", "3,1", "4,2,2"):
+        file = tmp_path / f"{value}.npy"
+        run_python("-c", code, str(file), OMP_NUM_THREADS=value).check_returncode()
+        results.append(np.load(file))
+    assert_same(results[1:], [results[0]] * 2)
+
+
+def test_backward_runs_on_as_many_threads_as_forward_had():
+    """What it works in was planned for them."""
+    grads = []
+    for later in (1, 8):
+        boot.set_num_threads(1)
+        model = make_teacher(WIDE).model
+        x, labels = noise(2, size=16), np.zeros(2, np.int64)
+        out = model.forward_train(x, np.full(2, 300.0), labels, None)
+        boot.set_num_threads(later)
+        model.backward(out)
+        assert boot.get_num_threads() == later
+        grads.append(model.core.grads.copy())
+    assert_same(grads[1:], grads[:1])
 
 
 @pytest.mark.parametrize("config", [CONFIG, WIDE], ids=["8x8", "16x16"])

@@ -49,11 +49,12 @@ static int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 boot_panels boot_gemm_panels(void) {
     switch (boot_isa()) {
     case BOOT_ISA_AVX512:
-        return (boot_panels){avx512_panel, avx512_narrow, avx512_NR};
+        return (boot_panels){avx512_panel, avx512_narrow, avx512_panel_on, avx512_narrow_on,
+                             avx512_NR};
     case BOOT_ISA_AVX2:
-        return (boot_panels){avx2_panel, avx2_narrow, avx2_NR};
+        return (boot_panels){avx2_panel, avx2_narrow, avx2_panel_on, avx2_narrow_on, avx2_NR};
     default:
-        return (boot_panels){sse_panel, sse_narrow, sse_NR};
+        return (boot_panels){sse_panel, sse_narrow, sse_panel_on, sse_narrow_on, sse_NR};
     }
 }
 

@@ -18,14 +18,16 @@ typedef void (*boot_panel_fn)(int64_t M, int64_t K, const float *a, int64_t rsa,
                               const float *b, int64_t ldb, const float *bias, float *c, int64_t ldc,
                               bool accumulate);
 typedef struct {
-    boot_panel_fn wide, narrow; /* of nr columns, and of nr / 2 */
+    boot_panel_fn wide, narrow;       /* of nr columns, and of nr / 2 */
+    boot_panel_fn wide_on, narrow_on; /* go on with the sums in C, for K in pieces: the same bits */
     int nr;
 } boot_panels;
 boot_panels boot_gemm_panels(void);
 
-/* The one for the first `columns` of a panel. */
-static inline boot_panel_fn boot_panel_for(const boot_panels *p, int64_t columns) {
-    return columns <= p->nr / 2 ? p->narrow : p->wide;
+/* The one for the first `columns` of a panel; on: for a further piece of K. */
+static inline boot_panel_fn boot_panel_for(const boot_panels *p, int64_t columns, bool on) {
+    if (columns <= p->nr / 2) return on ? p->narrow_on : p->narrow;
+    return on ? p->wide_on : p->wide;
 }
 
 /* The same as boot_gemm, called by every thread of a team, which share out rows and columns of C

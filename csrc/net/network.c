@@ -354,7 +354,11 @@ boot_status boot_network_backward(boot_network *network, const float *doutput) {
             "backward: no training forward came before it (each backward needs its own, "
             "with no other forward in between)");
     network->pending = NULL;
-    return run(network, shards, NULL, doutput);
+    const int threads = omp_get_max_threads();
+    omp_set_num_threads(shards->threads); /* as many as scratch is for */
+    const boot_status status = run(network, shards, NULL, doutput);
+    omp_set_num_threads(threads);
+    return status;
 }
 
 /* Ones everywhere are valid images, times, labels and gradients alike. */

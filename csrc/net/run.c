@@ -2,6 +2,7 @@
 #include "net/plan.h"
 
 #include <omp.h>
+#include <stdio.h>
 
 #include "base/isa.h"
 
@@ -123,7 +124,7 @@ static bool is_outside(const boot_plan *plan, int i) {
 /* Steps [from, to): each stretch of them on one team, whose threads go from step to step together;
    a fork for every step would take as long as a small network's arithmetic. */
 static boot_status run_steps(const boot_plan *plan, const boot_run *run, int from, int to) {
-    const int threads = run->threads ? run->threads : omp_get_max_threads();
+    const int threads = run->threads ? run->threads : plan->threads;
     while (from < to) {
         if (is_outside(plan, from)) {
             BOOT_TRY(run_step(plan, run, from++));
@@ -146,6 +147,7 @@ static boot_status run_steps(const boot_plan *plan, const boot_run *run, int fro
 
 boot_status boot_plan_pack(const boot_plan *plan, const boot_run *run) {
     boot_status status = BOOT_OK;
+    char message[512] = ""; /* of the thread that failed */
 #pragma omp parallel for schedule(dynamic)
     for (int i = 0; i < plan->graph.num_nodes; i++) {
         const boot_node *node = &plan->graph.nodes[i];
@@ -153,9 +155,12 @@ boot_status boot_plan_pack(const boot_plan *plan, const boot_run *run) {
         const boot_call call = make_call(plan, run, &(boot_step){BOOT_STEP_FORWARD, i});
         const boot_status result = node->op->pack(node, &call);
 #pragma omp critical(boot_pack_failure)
-        if (result) status = result;
+        if (result && !status) {
+            status = result;
+            snprintf(message, sizeof message, "%s", boot_message());
+        }
     }
-    return status ? boot_fail(status, "packed weights: out of memory") : BOOT_OK;
+    return status ? boot_fail(status, "%s", message) : BOOT_OK;
 }
 
 boot_status boot_plan_forward(const boot_plan *plan, const boot_run *run) {

@@ -13,6 +13,7 @@ typedef struct {
     int count;
     int64_t n, height, width;
     bool training;
+    int threads;     /* that they were made for */
     int64_t runs;    /* forwards so far */
     boot_pace pace;  /* of passes that keep nothing for a backward */
     uint64_t packed; /* version of the weights that the packs were last filled for */

@@ -241,6 +241,7 @@ static boot_status conv_pack(void *opaque, const boot_conv_shape *c, boot_conv_d
     BOOT_TRY(boot_alloc((void **)&pad, a->pad_floats * sizeof(float), false, "reorder"));
     const boot_status status = run_reorder(s, a, false, pad);
     boot_free(pad);
+    if (!status) boot_packs_filled(args->packs, args->weight, s, a->floats);
     return status;
 }
 

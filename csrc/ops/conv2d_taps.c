@@ -39,8 +39,10 @@ static boot_status taps_pack(void *state, const boot_conv_shape *s, boot_conv_di
     bool fresh;
     BOOT_TRY(boot_packs_get(t->packs, t->weight, &boot_conv_taps, panels_of(s) * panel_floats(s),
                             &panels, &fresh));
-    for (int64_t j = 0; j < panels_of(s) && !fresh; j++)
+    if (fresh) return BOOT_OK;
+    for (int64_t j = 0; j < panels_of(s); j++)
         pack_panel(s, t->weight, j * PANEL, panels + j * panel_floats(s));
+    boot_packs_filled(t->packs, t->weight, &boot_conv_taps, panels_of(s) * panel_floats(s));
     return BOOT_OK;
 }
 

@@ -11,6 +11,7 @@
  * error about 3e-6 relative. */
 #include <omp.h>
 
+#include "base/memory.h"
 #include "ops/conv2d_winograd.h"
 
 enum { MAX_BLOCK = 36, FEW_TILES = 64, DEPTH = 128, MOST_PANELS = 3 };
@@ -34,6 +35,7 @@ static boot_tile_cut cut_of(int64_t N, int64_t H, int64_t W, int64_t K, int64_t 
 /* One forward or data-gradient pass, in terms of what comes in (K channels) and goes out. */
 typedef struct {
     const boot_conv_shape *s;
+    int threads; /* planned for: a team may be smaller */
     const boot_tile_transforms *f;
     boot_tile_planes planes;
     boot_panels kernels;
@@ -66,9 +68,10 @@ static void output_tiles(const pass *p, int64_t first, int64_t count, int64_t sl
 /* M = V U for panel j of plane q; m: of the panel's first output. */
 static void product(const pass *p, int64_t rows, int64_t q, int64_t j, const float *v, float *m) {
     const int64_t outputs = p->outputs - j * p->nr;
-    boot_panel_for(&p->kernels, outputs)(rows, p->in.channels, v + q * p->cut.plane_v, p->cut.ldv,
-                                         1, p->u + j * p->panel_u + q * p->plane_u, p->nr, NULL,
-                                         m + q * p->cut.plane_m, p->cut.ldm, false);
+    boot_panel_for(&p->kernels, outputs, false)(rows, p->in.channels, v + q * p->cut.plane_v,
+                                                p->cut.ldv, 1,
+                                                p->u + j * p->panel_u + q * p->plane_u, p->nr, NULL,
+                                                m + q * p->cut.plane_m, p->cut.ldm, false);
 }
 
 /* The same pass, seen by the outputs of one panel, from `o` on, alone; its M is (planes, rows, nr).
@@ -147,12 +150,13 @@ static void pack_panels(const pass *p, const boot_conv_shape *s, const float *we
 }
 
 /* Everything about a pass but where U is. */
-static pass pass_of(const boot_conv_shape *s, const boot_conv_args *t, bool data) {
+static pass pass_of(const boot_conv_shape *s, const boot_conv_args *t, bool data, int threads) {
     const int64_t K = data ? s->O : s->I, C = data ? s->I : s->O;
     pass p = {.s = s,
+              .threads = threads,
               .f = boot_tile_transforms_for_isa(),
               .planes = boot_tile_planes_of(s),
-              .cut = cut_of(s->N, s->H, s->W, K, C, omp_get_max_threads()),
+              .cut = cut_of(s->N, s->H, s->W, K, C, threads),
               .in = {s->H, s->W, K, data ? t->ldy : t->ldx},
               .out = {s->H, s->W, C, data ? t->ldx : t->ldy},
               .x = data ? t->dy : t->x,
@@ -172,22 +176,22 @@ static const void *pack_key(bool data) { return (const char *)&boot_conv_winogra
 
 static boot_status winograd_pack(void *state, const boot_conv_shape *s,
                                  boot_conv_direction direction, const boot_conv_args *t) {
-    (void)state;
     const bool data = direction == BOOT_CONV_DATA;
-    pass p = pass_of(s, t, data);
+    pass p = pass_of(s, t, data, *(const int *)state);
     bool fresh;
     BOOT_TRY(
         boot_packs_get(t->packs, t->weight, pack_key(data), p.panels * p.panel_u, &p.u, &fresh));
     if (fresh) return BOOT_OK;
 #pragma omp parallel /* of one, where the caller shares nodes out among threads already */
     pack_panels(&p, s, t->weight, data);
+    boot_packs_filled(t->packs, t->weight, pack_key(data), p.panels * p.panel_u);
     return BOOT_OK;
 }
 
 /* Whether weights are packed a panel at a time, just before their use: with few tiles, writing all
    of U to memory and reading it back would take longer than the products. */
 static bool few_tiles(const pass *p) {
-    return p->cut.tiles <= FEW_TILES && p->panels >= omp_get_max_threads();
+    return p->cut.tiles <= FEW_TILES && p->panels >= p->threads;
 }
 
 /* Floats of scratch of run_few: V of all tiles, then U and M of one panel per thread. */
@@ -211,9 +215,9 @@ static void few_products(const pass *p, const boot_conv_args *t, bool data, int6
                                data, u, plane_u);
         for (int i = 0; i < p->planes.count; i++) {
             const int64_t q = p->planes.at[i];
-            boot_panel_for(&p->kernels, p->out.channels - o)(
+            boot_panel_for(&p->kernels, p->out.channels - o, k > 0)(
                 p->cut.tiles, depth, v + q * few_plane_v(p) + k, p->cut.ldv, 1, from + q * plane_u,
-                p->nr, NULL, m + q * few_plane_m(p), p->nr, k > 0);
+                p->nr, NULL, m + q * few_plane_m(p), p->nr, false);
         }
     }
 }
@@ -240,8 +244,9 @@ static void run_few(const pass *p, const boot_conv_args *t, bool data, float *v)
     for (int64_t j = 0; j < p->panels; j++) few_panel(p, t, data, j * p->nr, v, u);
 }
 
-static boot_status run_pass(const boot_conv_shape *s, const boot_conv_args *t, bool data) {
-    pass p = pass_of(s, t, data);
+static boot_status run_pass(const boot_conv_shape *s, const boot_conv_args *t, bool data,
+                            int threads) {
+    pass p = pass_of(s, t, data, threads);
     float *work = t->scratch + p.panels * p.panel_u;
     float *kept = !t->packs
                       ? NULL
@@ -265,18 +270,18 @@ static bool winograd_applies(const boot_conv_shape *s, boot_conv_direction direc
     return s->k == 3 && s->stride == 1 && s->pad_begin == 1 && s->pad_end == 1;
 }
 
-/* No state; only the amount of scratch depends on the shape and the number of threads (plans are
- * per number). */
+/* The state is the number of threads, which the cut into tiles and scratch depend on. */
 static boot_status winograd_create(const boot_conv_shape *s, boot_conv_direction direction,
                                    boot_dnnl *dnnl, void **state, int64_t *scratch) {
     (void)dnnl;
-    *state = NULL;
+    const int threads = omp_get_max_threads();
+    BOOT_TRY(boot_alloc(state, sizeof threads, false, "conv2d"));
+    *(int *)*state = threads;
     if (direction == BOOT_CONV_WEIGHTS) {
         *scratch = boot_winograd_weights_scratch(s);
         return BOOT_OK;
     }
-    const int threads = omp_get_max_threads();
-    const pass p = pass_of(s, &(boot_conv_args){0}, direction == BOOT_CONV_DATA);
+    const pass p = pass_of(s, &(boot_conv_args){0}, direction == BOOT_CONV_DATA, threads);
     const boot_tile_cut *k = &p.cut;
     const int64_t few = PLANES * (few_plane_v(&p) + threads * (few_plane_u(&p) + few_plane_m(&p)));
     *scratch =
@@ -287,20 +292,18 @@ static boot_status winograd_create(const boot_conv_shape *s, boot_conv_direction
 
 static boot_status winograd_run(void *state, const boot_conv_shape *s,
                                 boot_conv_direction direction, const boot_conv_args *args) {
-    (void)state;
     if (direction == BOOT_CONV_WEIGHTS) return boot_winograd_weights(s, args);
-    return run_pass(s, args, direction == BOOT_CONV_DATA);
+    return run_pass(s, args, direction == BOOT_CONV_DATA, *(const int *)state);
 }
 
 static boot_pack_need winograd_pack_need(const void *state, const boot_conv_shape *s,
                                          boot_conv_direction direction) {
-    (void)state;
     const bool data = direction == BOOT_CONV_DATA;
-    const pass p = pass_of(s, &(boot_conv_args){.scale = 1}, data);
+    const pass p = pass_of(s, &(boot_conv_args){.scale = 1}, data, *(const int *)state);
     return (boot_pack_need){pack_key(data), p.panels * p.panel_u, false};
 }
 
-static void winograd_destroy(void *state) { (void)state; }
+static void winograd_destroy(void *state) { boot_free(state); }
 
 const boot_conv_kernel boot_conv_winograd = {.name = "winograd",
                                              .fused = true,

@@ -73,9 +73,9 @@ static void finish_few(const grad_pass *p) {
             const int64_t rows = s->I - i < FEW_ROWS ? s->I - i : FEW_ROWS;
             for (int c = 0; c < p->planes.count; c++) {
                 const int64_t q = p->planes.at[c];
-                boot_panel_for(&p->panels, s->O - o)(rows, k->tiles, p->v + q * k->plane_v + i, 1,
-                                                     k->ldv, p->d + q * k->plane_m + o, k->ldm,
-                                                     NULL, du + q * plane, p->nr, false);
+                boot_panel_for(&p->panels, s->O - o, false)(
+                    rows, k->tiles, p->v + q * k->plane_v + i, 1, k->ldv, p->d + q * k->plane_m + o,
+                    k->ldm, NULL, du + q * plane, p->nr, false);
             }
             for (int64_t r = 0; r < rows; r++)
                 p->f->weight_grad(s->O - o < p->nr ? s->O - o : p->nr, du + r * p->nr, plane,
@@ -94,10 +94,10 @@ static void add_products(const grad_pass *p, int64_t b, int64_t plane_u) {
             const int64_t q = p->planes.at[c];
             const int64_t i = part * ROWS, M = s->I - i < ROWS ? s->I - i : ROWS;
             for (int64_t j = 0; j < s->O; j += p->nr)
-                boot_panel_for(&p->panels,
-                               s->O - j)(M, boot_tile_rows(k, b), p->v + q * k->plane_v + i, 1,
-                                         k->ldv, p->d + q * k->plane_m + j, k->ldm, NULL,
-                                         p->du + q * plane_u + i * k->ldm + j, k->ldm, b > 0);
+                boot_panel_for(&p->panels, s->O - j,
+                               false)(M, boot_tile_rows(k, b), p->v + q * k->plane_v + i, 1, k->ldv,
+                                      p->d + q * k->plane_m + j, k->ldm, NULL,
+                                      p->du + q * plane_u + i * k->ldm + j, k->ldm, b > 0);
         }
 }
 

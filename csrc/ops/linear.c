@@ -43,7 +43,9 @@ static boot_status linear_pack(const boot_node *node, const boot_call *call) {
     bool fresh;
     BOOT_TRY(boot_packs_get(call->packs, call->in[WEIGHT].data, &boot_op_linear, O * I, &transposed,
                             &fresh));
-    if (!fresh) boot_transpose(O, I, call->in[WEIGHT].data, I, transposed, O);
+    if (fresh) return BOOT_OK;
+    boot_transpose(O, I, call->in[WEIGHT].data, I, transposed, O);
+    boot_packs_filled(call->packs, call->in[WEIGHT].data, &boot_op_linear, O * I);
     return BOOT_OK;
 }
 

@@ -95,6 +95,8 @@ static boot_status linear_pair_pack(const boot_node *node, const boot_call *call
 #pragma omp parallel num_threads(1) /* nodes are shared out among threads already */
     multiply(call, &s, turned, wt);
     boot_free(turned);
+    boot_packs_filled(call->packs, call->in[RIGHT].data, &boot_op_linear_pair,
+                      node->packs[0].floats);
     return BOOT_OK;
 }
 

@@ -48,18 +48,33 @@ static boot_status get_pack(boot_packs *packs, const void *weight, const void *k
     boot_pack *pack = look_up(packs, weight, kernel, floats);
     *fresh = pack && pack->version == packs->version;
     if (!pack) BOOT_TRY(add_pack(packs, &(boot_pack){weight, kernel, floats, 0, NULL}, &pack));
-    pack->version = packs->version;
     *data = pack->data;
     return BOOT_OK;
 }
 
+/* Held for a look through a short list. */
+static void lock(boot_packs *packs) {
+    while (atomic_flag_test_and_set_explicit(&packs->busy, memory_order_acquire)) {
+    }
+}
+
+static void unlock(boot_packs *packs) {
+    atomic_flag_clear_explicit(&packs->busy, memory_order_release);
+}
+
 boot_status boot_packs_get(boot_packs *packs, const void *weight, const void *kernel,
                            int64_t floats, float **data, bool *fresh) {
-    while (atomic_flag_test_and_set_explicit(&packs->busy, memory_order_acquire)) {
-    } /* held for a look through a short list */
+    lock(packs);
     const boot_status status = get_pack(packs, weight, kernel, floats, data, fresh);
-    atomic_flag_clear_explicit(&packs->busy, memory_order_release);
+    unlock(packs);
     return status;
+}
+
+void boot_packs_filled(boot_packs *packs, const void *weight, const void *kernel, int64_t floats) {
+    lock(packs);
+    boot_pack *pack = look_up(packs, weight, kernel, floats);
+    if (pack) pack->version = packs->version;
+    unlock(packs);
 }
 
 void boot_packs_drop(boot_packs *packs, const void *kernel) {

@@ -32,10 +32,11 @@ typedef struct {
 } boot_pack_need;
 
 /* The buffer for that key, made on first use. *fresh: it already holds the weights as they are now;
-   else the caller fills it. Any thread may call; two that ask for one key must not do so at once
-   unless it is fresh. */
+   else the caller fills it, and says so by boot_packs_filled once nothing can fail any more. Any
+   thread may call; two that ask for one key must not do so at once unless it is fresh. */
 boot_status boot_packs_get(boot_packs *packs, const void *weight, const void *kernel,
                            int64_t floats, float **data, bool *fresh);
+void boot_packs_filled(boot_packs *packs, const void *weight, const void *kernel, int64_t floats);
 /* What boot_packs_get made, if it holds the weights as they are now; else NULL. Any thread may call
    while none gets. */
 float *boot_packs_find(const boot_packs *packs, const void *weight, const void *kernel,
