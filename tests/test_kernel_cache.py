@@ -21,9 +21,9 @@ def path(tmp_path, monkeypatch):
     return path
 
 
-def run(count=2):
+def run(count=2, size=8):
     model = make_teacher(PLAIN).model
-    return model, model.forward(noise(count), np.full(count, 500.0))
+    return model, model.forward(noise(count, size=size), np.full(count, 500.0))
 
 
 def test_a_second_network_times_nothing_and_computes_the_same_bits(path):
@@ -89,6 +89,14 @@ def test_a_kernel_that_cannot_do_the_shape_is_not_used(path):
     remember_kernels({"forward n2 8x8x8 o8 k3 s2 p0,1 t1": "winograd", KEY: "plain"})
     assert all(" k3 s1 " in key for key in known_kernels())
     run()
+    # Too many pixels for `taps`, which only the core knows: such hints are as good as none.
+    keys = [key.replace(" 8x8x", " 64x64x") for key in first.kernels if key.startswith("forward")]
+    large = {key: "taps" for key in keys if " 64x64x" in key}
+    remember_kernels(large)
+    assert large and large.items() <= known_kernels().items()
+    network, _ = run(size=64)
+    assert large.keys() <= network.kernels.keys()
+    assert "taps" not in [network.kernels[key] for key in large]
 
 
 def test_nothing_is_kept_where_that_is_switched_off_or_impossible(tmp_path, monkeypatch):

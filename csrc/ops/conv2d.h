@@ -7,6 +7,7 @@
 
 #include "base/dnnl.h"
 #include "ops/packs.h"
+#include "ops/tuner.h"
 
 typedef enum {
     BOOT_CONV_FORWARD = 0,
@@ -69,6 +70,12 @@ extern const boot_conv_kernel boot_conv_direct, boot_conv_dnnl_winograd, boot_co
 /* All kernels; boot_conv_kernels[0] is "auto" (NULL). */
 enum { BOOT_NUM_CONV_KERNELS = 6 };
 extern const boot_conv_kernel *const boot_conv_kernels[BOOT_NUM_CONV_KERNELS];
+
+/* The kernel for one direction of the layer `name`; pinned: an index of boot_conv_kernels, 0: as
+   the context knows, else the fastest. */
+boot_status boot_conv_choose(const char *name, int pinned, const boot_conv_shape *shape,
+                             boot_conv_direction direction, boot_plan_context *context,
+                             const boot_conv_kernel **chosen);
 
 /* How a timed run finds its weights: to be packed, kept packed by the run before, kept packed in
    the third-level cache, or in memory. */

@@ -32,16 +32,14 @@ boot_status boot_tuner_set(boot_tuner *tuner, const char *key, const char *kerne
     return BOOT_OK;
 }
 
-boot_status boot_tuner_recall(const boot_plan_context *context, const char *key,
-                              const boot_choice **choice) {
-    *choice = NULL;
-    if (context->thread_independent) return BOOT_OK;
-    *choice = boot_tuner_find(context->tuner, key);
-    if (*choice || !context->hints) return BOOT_OK;
-    const boot_choice *hint = boot_tuner_find(context->hints, key);
-    if (hint) BOOT_TRY(boot_tuner_set(context->tuner, key, hint->kernel, hint->ms));
-    *choice = boot_tuner_find(context->tuner, key);
-    return BOOT_OK;
+const boot_choice *boot_tuner_recall(const boot_plan_context *context, const char *key,
+                                     bool *hinted) {
+    *hinted = false;
+    if (context->thread_independent) return NULL;
+    const boot_choice *choice = boot_tuner_find(context->tuner, key);
+    if (choice || !context->hints) return choice;
+    *hinted = true;
+    return boot_tuner_find(context->hints, key);
 }
 
 void boot_tuner_close(boot_tuner *tuner) {

@@ -39,9 +39,9 @@ typedef struct {
     int64_t limit_bytes;     /* of memory for timing; 0: no limit */
 } boot_plan_context;
 
-/* The choice that is known for this key, or hinted at (and from now on known); NULL: none, or none
-   that the context allows. */
-boot_status boot_tuner_recall(const boot_plan_context *context, const char *key,
-                              const boot_choice **choice);
+/* The choice that is known for this key, or else hinted at; NULL: none, or none that the context
+   allows. */
+const boot_choice *boot_tuner_recall(const boot_plan_context *context, const char *key,
+                                     bool *hinted);
 
 #endif
