@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from boot.distiller import Distiller
 
 TIMED_STEPS = 3
-TIMED_WEIGHTS = 2**22  # the update is timed on so many weights at most, and scaled
+TIMED_WEIGHTS = 2**18  # the update is timed on copies of so many weights at most, and scaled
 
 
 @dataclass(frozen=True, order=True)
