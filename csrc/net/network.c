@@ -15,8 +15,7 @@ enum { MAX_PLANS = 12, MAX_SHARDS = 256, FIXED_SHARDS = 4 };
 enum { COLD_PARAMETERS = 8000000, FAR_PARAMETERS = 250000 };
 
 typedef struct {
-    boot_shards shards;
-    int threads; /* that it was made for; 0: a free place */
+    boot_shards shards; /* threads 0: a free place */
     int64_t last_use;
 } cached_plan;
 
@@ -85,12 +84,11 @@ static void close_plan(boot_network *network, cached_plan *p) {
     }
     count_packs(network, before);
     boot_shards_close(&p->shards);
-    p->threads = 0;
 }
 
 void boot_network_clear_plans(boot_network *network) {
     for (int i = 0; i < MAX_PLANS; i++) {
-        if (network->plans[i].threads) close_plan(network, &network->plans[i]);
+        if (network->plans[i].shards.threads) close_plan(network, &network->plans[i]);
     }
     network->pending = NULL;
 }
@@ -190,7 +188,7 @@ void boot_network_discard_grads(boot_network *network) {
 static cached_plan *place_for_plan(boot_network *network) {
     cached_plan *oldest = &network->plans[0];
     for (int i = 0; i < MAX_PLANS; i++) {
-        if (!network->plans[i].threads) return &network->plans[i];
+        if (!network->plans[i].shards.threads) return &network->plans[i];
         if (network->plans[i].last_use < oldest->last_use) oldest = &network->plans[i];
     }
     if (network->pending == &oldest->shards) network->pending = NULL;
@@ -247,7 +245,7 @@ boot_status boot_network_planned_packs(const boot_network *network, int64_t *byt
     const boot_shards *all[MAX_PLANS];
     int count = 0;
     for (int i = 0; i < MAX_PLANS; i++)
-        if (network->plans[i].threads) all[count++] = &network->plans[i].shards;
+        if (network->plans[i].shards.threads) all[count++] = &network->plans[i].shards;
     *bytes = 0;
     return packs_stay(network) ? boot_count_packs(all, count, bytes) : BOOT_OK;
 }
@@ -256,8 +254,9 @@ boot_status boot_network_plan(boot_network *network, int64_t n, int64_t height, 
                               bool training, boot_shards **shards) {
     for (int i = 0; i < MAX_PLANS; i++) {
         cached_plan *p = &network->plans[i];
-        if (p->threads != omp_get_max_threads() || p->shards.n != n || p->shards.height != height ||
-            p->shards.width != width || p->shards.training != training)
+        if (p->shards.threads != omp_get_max_threads() || p->shards.n != n ||
+            p->shards.height != height || p->shards.width != width ||
+            p->shards.training != training)
             continue;
         p->last_use = ++network->clock;
         *shards = &p->shards;
@@ -265,7 +264,6 @@ boot_status boot_network_plan(boot_network *network, int64_t n, int64_t height, 
     }
     cached_plan *p = place_for_plan(network);
     BOOT_TRY(make_plans(network, n, height, width, training, false, &p->shards));
-    p->threads = omp_get_max_threads();
     p->last_use = ++network->clock;
     *shards = &p->shards;
     return BOOT_OK;

@@ -29,12 +29,15 @@ static boot_status make_plans(boot_shards *shards, boot_params *params, boot_bui
 boot_status boot_shards_make(boot_shards *shards, boot_params *params, boot_build_fn build,
                              const void *config, boot_plan_context *context) {
     const int threads = omp_get_max_threads();
-    shards->packed = 0, shards->threads = threads;
+    shards->packed = 0;
     BOOT_TRY(boot_alloc((void **)&shards->plans, shards->count * sizeof(boot_plan), true, "plans"));
     if (shards->count > 1) omp_set_num_threads(1); /* kernels that run inside one thread */
     const boot_status status = make_plans(shards, params, build, config, context);
     omp_set_num_threads(threads);
-    if (status) boot_shards_close(shards);
+    if (status)
+        boot_shards_close(shards);
+    else
+        shards->threads = threads; /* it is there only now */
     return status;
 }
 

@@ -149,7 +149,7 @@ static boot_status taps_create(const boot_conv_shape *s, boot_conv_direction dir
                                boot_dnnl *dnnl, void **state, int64_t *scratch) {
     (void)direction, (void)dnnl;
     *state = NULL;
-    *scratch = panels_of(s) * panel_floats(s) + omp_get_max_threads() * columns_floats(s);
+    *scratch = panels_of(s) * panel_floats(s) + columns_floats(s);
     return BOOT_OK;
 }
 

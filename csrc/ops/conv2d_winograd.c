@@ -23,7 +23,7 @@ static boot_tile_cut cut_of(int64_t N, int64_t H, int64_t W, int64_t K, int64_t 
     k.tiles = N * k.th * k.tw;
     k.blocks = boot_round_up((k.tiles + MAX_BLOCK - 1) / MAX_BLOCK, threads);
     k.block = boot_round_up((k.tiles + k.blocks - 1) / k.blocks, 4);
-    /* Blocks of fewer than 12 tiles would leave the register tile of the product half empty. */
+    /* Blocks of fewer than 8 tiles would leave the register tile of the product half empty. */
     k.shared = k.block < 8;
     if (k.shared) k.block = k.tiles < MAX_BLOCK ? k.tiles : MAX_BLOCK;
     k.blocks = (k.tiles + k.block - 1) / k.block;
