@@ -4,6 +4,7 @@
 #define BOOT_LANES_H
 
 #include <math.h>
+#include <stdbool.h>
 #include <stdint.h>
 #include <string.h>
 
@@ -22,6 +23,15 @@ BOOT_INLINE void boot_load_lanes(boot_lanes *v, const float *row, int64_t c, int
         for (int64_t i = c; i < C; i++) part[i - c] = row[i];
         memcpy(v, part, sizeof part);
     }
+}
+
+/* The same; `whole`, a constant: the row has all of them. */
+BOOT_INLINE void boot_load_part(boot_lanes *v, const bool whole, const float *row, int64_t c,
+                                int64_t C) {
+    if (whole)
+        *v = *(const boot_lanes *)(row + c);
+    else
+        boot_load_lanes(v, row, c, C);
 }
 
 BOOT_INLINE void boot_store_lanes(float *row, int64_t c, int64_t C, const boot_lanes *v) {

@@ -88,7 +88,9 @@ static void fill_terms(const boot_node *node, const boot_call *call, const slice
         }
     for (int64_t c = s->first; c < s->first + s->width; c++) {
         t.gain[c] = ss ? weight[c] * (1.0f + ss[c]) : weight[c];
-        t.bias[c] = ss ? bias[c] * (1.0f + ss[c]) + ss[C + c] : bias[c];
+        const float b = ss ? bias[c] * (1.0f + ss[c]) + ss[C + c] : bias[c];
+        t.slope[c] = t.gain[c] * t.rstd[c];
+        t.shift[c] = t.gain[c] * t.offset[c] + b;
     }
 }
 
@@ -134,10 +136,6 @@ static void forward_terms(const boot_node *node, const boot_call *call, const sl
                           channel_terms t) {
     if (!call->again) finish_stats(node, call, s, sums_of(node, sums, s));
     fill_terms(node, call, s, t);
-    for (int64_t c = s->first; c < s->first + s->width; c++) { /* fold both maps: z = p x + q */
-        t.p[c] = t.gain[c] * t.rstd[c];
-        t.q[c] = t.gain[c] * t.offset[c] + t.bias[c];
-    }
 }
 
 static void forward_apply(const boot_node *node, const boot_call *call, const slice *s, int64_t k,
@@ -145,7 +143,8 @@ static void forward_apply(const boot_node *node, const boot_call *call, const sl
     const boot_tensor *x = &call->in[X], *y = &call->out;
     const int64_t P = x->h * x->w, at = s->n * P + k * CHUNK, rest = P - k * CHUNK, c = s->first;
     apply((boot_act)node->attr[ACT], rest < CHUNK ? rest : CHUNK, s->width,
-          x->data + at * x->ld + c, x->ld, t.p + c, t.q + c, y->data + at * y->ld + c, y->ld);
+          x->data + at * x->ld + c, x->ld, t.slope + c, t.shift + c, y->data + at * y->ld + c,
+          y->ld);
 }
 
 /* In how many slices images are shared out: 0 if there are fewer images than threads, and too few
@@ -192,7 +191,7 @@ static boot_status group_norm_forward(const boot_node *node, const boot_call *ca
     return BOOT_OK;
 }
 
-/* p, q, r of every channel from the chunk sums of an image, which are added into chunk 0. */
+/* q and r of every channel from the chunk sums of an image, which are added into chunk 0. */
 static void finish_grad(const boot_node *node, float *sums, channel_terms t) {
     const boot_tensor *x = &node->in[X];
     const int64_t C = x->c, G = (int64_t)node->attr[GROUPS], D = C / G;
@@ -207,9 +206,8 @@ static void finish_grad(const boot_node *node, float *sums, channel_terms t) {
         const double rstd = t.rstd[g * D], m = (double)D * x->h * x->w;
         const float q = (float)(-rstd * a2 / m), r = (float)(-rstd * a1 / m);
         for (int64_t c = g * D; c < (g + 1) * D; c++) {
-            t.p[c] = t.rstd[c] * t.gain[c];
-            t.q[c] = q;
-            t.r[c] = r;
+            t.q[c] = q * t.rstd[c];
+            t.r[c] = q * t.offset[c] + r;
         }
     }
 }

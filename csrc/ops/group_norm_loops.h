@@ -12,25 +12,51 @@
 /* Per-channel numbers of one image, each an array of C. */
 typedef struct {
     float *rstd, *offset; /* xh = rstd x + offset */
-    float *gain, *bias;   /* z = gain xh + bias */
-    float *p, *q, *r;     /* dx = p dz + q xh + r */
+    float *gain;          /* of xh in z */
+    float *slope, *shift; /* z = slope x + shift */
+    float *q, *r;         /* dx = slope dz + q x + r */
 } channel_terms;
+
+/* Sums over pixels run in two, of even and of odd ones, and of two vectors at a time: an addition
+   takes three or four cycles, and two may begin in each. */
+enum { PAIR = 2 * BOOT_LANES };
+
+/* Sums of x - origin and its square of channels [c, c + 16) and, where there are two vectors, the
+   16 after them, which all exist then. */
+BOOT_INLINE void moments_of(const int vectors, int64_t pixels, int64_t C, int64_t c, const float *x,
+                            int64_t ld, const float *origin, float *sums) {
+    boot_lanes v, o[2], s1[4] = {{0}}, s2[4] = {{0}};
+    for (int i = 0; i < vectors; i++) {
+        boot_load_part(&v, vectors == 2, origin, c + i * BOOT_LANES, C);
+        o[i] = v;
+    }
+    for (int64_t p = 0; p < pixels; p++) {
+#define ADD(AT)                                                                                    \
+    for (int i = 0; i < vectors; i++) {                                                            \
+        boot_load_part(&v, vectors == 2, x + p * ld, c + i * BOOT_LANES, C);                       \
+        v -= o[i];                                                                                 \
+        s1[AT + i] += v;                                                                           \
+        s2[AT + i] += v * v;                                                                       \
+    }
+        ADD(0)
+        if (++p == pixels) break;
+        ADD(2)
+#undef ADD
+    }
+    for (int i = 0; i < vectors; i++) {
+        v = s1[i] + s1[2 + i];
+        boot_store_lanes(sums, c + i * BOOT_LANES, C, &v);
+        v = s2[i] + s2[2 + i];
+        boot_store_lanes(sums + C, c + i * BOOT_LANES, C, &v);
+    }
+}
 
 /* Sums of x - origin and its square over `pixels` pixels; x: (pixels, C), sums: (2, C). */
 BOOT_INLINE void moments_body(int64_t pixels, int64_t C, const float *restrict x, int64_t ld,
                               const float *restrict origin, float *restrict sums) {
-    for (int64_t c = 0; c < C; c += BOOT_LANES) {
-        boot_lanes o, v, s1 = {0}, s2 = {0};
-        boot_load_lanes(&o, origin, c, C);
-        for (int64_t p = 0; p < pixels; p++) {
-            boot_load_lanes(&v, x + p * ld, c, C);
-            v -= o;
-            s1 += v;
-            s2 += v * v;
-        }
-        boot_store_lanes(sums, c, C, &s1);
-        boot_store_lanes(sums + C, c, C, &s2);
-    }
+    int64_t c = 0;
+    for (; c + PAIR <= C; c += PAIR) moments_of(2, pixels, C, c, x, ld, origin, sums);
+    for (; c < C; c += BOOT_LANES) moments_of(1, pixels, C, c, x, ld, origin, sums);
 }
 BOOT_MULTI_ISA(moments,
                (int64_t pixels, int64_t C, const float *x, int64_t ld, const float *origin,
@@ -57,14 +83,12 @@ BOOT_MULTI_ISA(apply,
 BOOT_INLINE void slopes_body(boot_act act, int64_t pixels, int64_t C, const float *restrict x,
                              int64_t ldx, const float *restrict dy, int64_t ldy,
                              const channel_terms *t, float *restrict dz) {
-    const float *restrict rstd = t->rstd, *restrict offset = t->offset;
-    const float *restrict gain = t->gain, *restrict bias = t->bias;
+    const float *restrict slope = t->slope, *restrict shift = t->shift;
 #define SLOPES(A)                                                                                  \
     for (int64_t p = 0; p < pixels; p++)                                                           \
-        for (int64_t c = 0; c < C; c++) {                                                          \
-            const float xh = rstd[c] * x[p * ldx + c] + offset[c];                                 \
-            dz[p * C + c] = dy[p * ldy + c] * boot_act_slope(A, gain[c] * xh + bias[c]);           \
-        }
+        for (int64_t c = 0; c < C; c++)                                                            \
+            dz[p * C + c] =                                                                        \
+                dy[p * ldy + c] * boot_act_slope(A, slope[c] * x[p * ldx + c] + shift[c]);
     BOOT_FOR_ACT(SLOPES)
 #undef SLOPES
 }
@@ -73,41 +97,59 @@ BOOT_MULTI_ISA(slopes,
                 const float *dy, int64_t ldy, const channel_terms *t, float *restrict dz),
                (act, pixels, C, x, ldx, dy, ldy, t, dz))
 
+/* S1 and S2 += sums over pixels of channels [c, c + 16) and, of two vectors, the 16 after them. */
+BOOT_INLINE void grad_sums_of(const int vectors, int64_t pixels, int64_t C, int64_t c,
+                              const float *x, int64_t ldx, const float *dz, const channel_terms *t,
+                              float *sums) {
+    boot_lanes v, d, rstd[2], offset[2], s1[4] = {{0}}, s2[4] = {{0}};
+    for (int i = 0; i < vectors; i++) {
+        boot_load_part(&v, vectors == 2, t->rstd, c + i * BOOT_LANES, C);
+        boot_load_part(&d, vectors == 2, t->offset, c + i * BOOT_LANES, C);
+        rstd[i] = v, offset[i] = d;
+    }
+    for (int64_t p = 0; p < pixels; p++) {
+#define ADD(AT)                                                                                    \
+    for (int i = 0; i < vectors; i++) {                                                            \
+        boot_load_part(&v, vectors == 2, x + p * ldx, c + i * BOOT_LANES, C);                      \
+        boot_load_part(&d, vectors == 2, dz + p * C, c + i * BOOT_LANES, C);                       \
+        s1[AT + i] += d;                                                                           \
+        s2[AT + i] += d * (rstd[i] * v + offset[i]);                                               \
+    }
+        ADD(0)
+        if (++p == pixels) break;
+        ADD(2)
+#undef ADD
+    }
+    for (int i = 0; i < vectors; i++) {
+        boot_load_part(&v, vectors == 2, sums, c + i * BOOT_LANES, C);
+        boot_load_part(&d, vectors == 2, sums + C, c + i * BOOT_LANES, C);
+        v += s1[i] + s1[2 + i], d += s2[i] + s2[2 + i];
+        boot_store_lanes(sums, c + i * BOOT_LANES, C, &v);
+        boot_store_lanes(sums + C, c + i * BOOT_LANES, C, &d);
+    }
+}
+
 /* S1 and S2 += sums over pixels; x, dz: (pixels, C), sums: (2, C). */
 BOOT_INLINE void grad_sums_body(int64_t pixels, int64_t C, const float *restrict x, int64_t ldx,
                                 const float *restrict dz, const channel_terms *t,
                                 float *restrict sums) {
-    for (int64_t c = 0; c < C; c += BOOT_LANES) {
-        boot_lanes rstd, offset, v, d, s1, s2;
-        boot_load_lanes(&rstd, t->rstd, c, C);
-        boot_load_lanes(&offset, t->offset, c, C);
-        boot_load_lanes(&s1, sums, c, C);
-        boot_load_lanes(&s2, sums + C, c, C);
-        for (int64_t p = 0; p < pixels; p++) {
-            boot_load_lanes(&v, x + p * ldx, c, C);
-            boot_load_lanes(&d, dz + p * C, c, C);
-            s1 += d;
-            s2 += d * (rstd * v + offset);
-        }
-        boot_store_lanes(sums, c, C, &s1);
-        boot_store_lanes(sums + C, c, C, &s2);
-    }
+    int64_t c = 0;
+    for (; c + PAIR <= C; c += PAIR) grad_sums_of(2, pixels, C, c, x, ldx, dz, t, sums);
+    for (; c < C; c += BOOT_LANES) grad_sums_of(1, pixels, C, c, x, ldx, dz, t, sums);
 }
 BOOT_MULTI_ISA(grad_sums,
                (int64_t pixels, int64_t C, const float *x, int64_t ldx, const float *dz,
                 const channel_terms *t, float *sums),
                (pixels, C, x, ldx, dz, t, sums))
 
-/* dx = p dz + q xh + r, or dx += */
+/* dx = slope dz + q x + r, or dx += */
 BOOT_INLINE void grad_apply_body(int64_t pixels, int64_t C, const float *restrict x, int64_t ldx,
                                  const float *restrict dz, const channel_terms *t, bool accumulate,
                                  float *restrict dx, int64_t ldd) {
-    const float *restrict rstd = t->rstd, *restrict offset = t->offset;
-    const float *restrict P = t->p, *restrict Q = t->q, *restrict R = t->r;
+    const float *restrict slope = t->slope, *restrict q = t->q, *restrict r = t->r;
     for (int64_t p = 0; p < pixels; p++)
         for (int64_t c = 0; c < C; c++) {
-            const float xh = rstd[c] * x[p * ldx + c] + offset[c];
-            const float own = P[c] * dz[p * C + c] + Q[c] * xh + R[c];
+            const float own = slope[c] * dz[p * C + c] + (q[c] * x[p * ldx + c] + r[c]);
             dx[p * ldd + c] = accumulate ? dx[p * ldd + c] + own : own;
         }
 }
