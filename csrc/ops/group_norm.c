@@ -9,7 +9,6 @@
  * Pixels are cut into chunks of fixed size and the partial sums added in order: the same bits for
  * any number of threads. Sums are taken about the first pixel's value, so a large mean costs no
  * precision. */
-#include <math.h>
 #include <omp.h>
 #include <string.h>
 
@@ -78,20 +77,15 @@ static float *sums_of(const boot_node *node, float *sums, const slice *s) {
 static void fill_terms(const boot_node *node, const boot_call *call, const slice *s,
                        channel_terms t) {
     const int64_t n = s->n, C = node->in[X].c, G = (int64_t)node->attr[GROUPS], D = C / G;
-    const float *stats = call->saved + 2 * n * G, *weight = call->in[WEIGHT].data;
-    const float *bias = call->in[BIAS].data;
+    const float *stats = call->saved + 2 * n * G;
     const float *ss = call->in[SCALE_SHIFT].data ? call->in[SCALE_SHIFT].data + n * 2 * C : NULL;
     for (int64_t g = s->group; g < s->end; g++)
         for (int64_t c = g * D; c < (g + 1) * D; c++) {
             t.rstd[c] = stats[2 * g + 1];
             t.offset[c] = -stats[2 * g] * stats[2 * g + 1];
         }
-    for (int64_t c = s->first; c < s->first + s->width; c++) {
-        t.gain[c] = ss ? weight[c] * (1.0f + ss[c]) : weight[c];
-        const float b = ss ? bias[c] * (1.0f + ss[c]) + ss[C + c] : bias[c];
-        t.slope[c] = t.gain[c] * t.rstd[c];
-        t.shift[c] = t.gain[c] * t.offset[c] + b;
-    }
+    fold_terms(s->first, s->first + s->width, call->in[WEIGHT].data, call->in[BIAS].data, ss,
+               ss ? ss + C : NULL, &t);
 }
 
 /* Mean and 1/sqrt(var + eps) of every group of a slice, from its chunk sums. Channel means are
@@ -99,27 +93,31 @@ static void fill_terms(const boot_node *node, const boot_call *call, const slice
    channels' own variances and squared means, less the squared mean. */
 static void finish_stats(const boot_node *node, const boot_call *call, const slice *s,
                          const float *sums) {
+    enum { BLOCK = 64 };
     const boot_tensor *x = &call->in[X];
     const int64_t n = s->n, G = (int64_t)node->attr[GROUPS], D = x->c / G, P = x->h * x->w;
+    const int64_t chunks = num_chunks(x), end = s->first + s->width;
     const float *origin = x->data + n * P * x->ld;
-    for (int64_t g = s->group; g < s->end; g++) {
-        double mean = 0, square = 0;
-        for (int64_t c = g * D; c < (g + 1) * D; c++) {
-            double s1 = 0, s2 = 0;
-            for (int64_t k = 0; k < num_chunks(x); k++) {
-                s1 += sums[k * 2 * s->width + c - s->first];
-                s2 += sums[(k * 2 + 1) * s->width + c - s->first];
-            }
-            const double own = s1 / P, m = (double)origin[c] - origin[g * D] + own;
-            mean += m;
-            square += s2 / P - own * own + m * m;
-        }
-        mean /= D;
-        const double variance = square / D - mean * mean;
-        call->saved[2 * (n * G + g)] = (float)(origin[g * D] + mean);
-        call->saved[2 * (n * G + g) + 1] =
-            (float)(1.0 / sqrt((variance > 0 ? variance : 0) + node->attr[EPS]));
+    float *stats = call->saved + 2 * n * G;
+    const double part = 1.0 / (double)D;
+    double mean = 0, square = 0, own[BLOCK], variance[BLOCK];
+    int64_t g = s->group, first = s->first; /* of the group */
+    for (int64_t c = s->first; c < end; c++) {
+        const int64_t at = (c - s->first) % BLOCK;
+        if (at == 0)
+            channel_stats(end - c < BLOCK ? end - c : BLOCK, chunks, s->width, P,
+                          sums + c - s->first, own, variance);
+        const double m = (double)origin[c] - origin[first] + own[at];
+        mean += m;
+        square += variance[at] + m * m;
+        if (c + 1 < first + D) continue;
+        mean *= part;
+        stats[2 * g] = (float)(origin[first] + mean);
+        stats[2 * g + 1] = (float)(square * part - mean * mean);
+        mean = square = 0;
+        g++, first = c + 1;
     }
+    finish_rstd(s->group, s->end, node->attr[EPS], stats);
 }
 
 /* What group_norm_forward does for chunk k of a slice, and between its two passes over it. */

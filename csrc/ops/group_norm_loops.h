@@ -3,6 +3,7 @@
 #ifndef BOOT_GROUP_NORM_LOOPS_H
 #define BOOT_GROUP_NORM_LOOPS_H
 
+#include <math.h>
 #include <stdbool.h>
 #include <stdint.h>
 
@@ -62,6 +63,55 @@ BOOT_MULTI_ISA(moments,
                (int64_t pixels, int64_t C, const float *x, int64_t ld, const float *origin,
                 float *sums),
                (pixels, C, x, ld, origin, sums))
+
+/* Mean of x - origin and variance of `count` channels from the sums of all chunks: (chunks, 2,
+   width). */
+BOOT_INLINE void channel_stats_body(int64_t count, int64_t chunks, int64_t width, int64_t pixels,
+                                    const float *restrict sums, double *restrict mean,
+                                    double *restrict variance) {
+    const double part = 1.0 / (double)pixels;
+    for (int64_t c = 0; c < count; c++) mean[c] = sums[c], variance[c] = sums[width + c];
+    for (int64_t k = 1; k < chunks; k++) {
+        const float *more = sums + k * 2 * width;
+        for (int64_t c = 0; c < count; c++) mean[c] += more[c], variance[c] += more[width + c];
+    }
+    for (int64_t c = 0; c < count; c++) {
+        mean[c] *= part;
+        variance[c] = variance[c] * part - mean[c] * mean[c];
+    }
+}
+BOOT_MULTI_ISA(channel_stats,
+               (int64_t count, int64_t chunks, int64_t width, int64_t pixels, const float *sums,
+                double *mean, double *variance),
+               (count, chunks, width, pixels, sums, mean, variance))
+
+/* 1/sqrt(var + eps) in the place of var, for groups [g, end). stats: (groups, 2), mean and var. */
+BOOT_INLINE void finish_rstd_body(int64_t g, int64_t end, double eps, float *stats) {
+    for (; g < end; g++) {
+        const double var = stats[2 * g + 1];
+        stats[2 * g + 1] = (float)(1.0 / sqrt((var > 0 ? var : 0) + eps));
+    }
+}
+BOOT_MULTI_ISA(finish_rstd, (int64_t g, int64_t end, double eps, float *stats),
+               (g, end, eps, stats))
+
+/* gain, slope and shift of channels [c, end) from rstd and offset; s, shift: of them, or NULL. */
+BOOT_INLINE void fold_terms_body(int64_t c, int64_t end, const float *restrict weight,
+                                 const float *restrict bias, const float *restrict s,
+                                 const float *restrict shift, const channel_terms *t) {
+    float *restrict gain = t->gain, *restrict slope_x = t->slope, *restrict shift_x = t->shift;
+    const float *restrict rstd = t->rstd, *restrict offset = t->offset;
+    for (; c < end; c++) {
+        const float one_s = s ? 1.0f + s[c] : 1.0f, b = s ? bias[c] * one_s + shift[c] : bias[c];
+        gain[c] = weight[c] * one_s;
+        slope_x[c] = gain[c] * rstd[c];
+        shift_x[c] = gain[c] * offset[c] + b;
+    }
+}
+BOOT_MULTI_ISA(fold_terms,
+               (int64_t c, int64_t end, const float *weight, const float *bias, const float *s,
+                const float *shift, const channel_terms *t),
+               (c, end, weight, bias, s, shift, t))
 
 /* y = act(a x + b) with per-channel a, b. */
 BOOT_INLINE void apply_body(boot_act act, int64_t pixels, int64_t C, const float *restrict x,
