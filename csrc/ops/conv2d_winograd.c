@@ -14,7 +14,7 @@
 #include "base/memory.h"
 #include "ops/conv2d_winograd.h"
 
-enum { MAX_BLOCK = 36, FEW_TILES = 64, DEPTH = 128, MOST_PANELS = 3 };
+enum { MAX_BLOCK = 36, FEW_TILES = 64, DEPTH = 128, MOST_PANELS = 3, LINE = 16 };
 
 /* Either every thread takes whole blocks (private buffers), or, with fewer blocks than threads, all
    threads share each stage of one block. */
@@ -91,7 +91,21 @@ static pass panel_of(const pass *p, int64_t o, int64_t plane_m) {
    second-level cache then. With more panels reading V again for each takes longer. */
 static bool by_panels(const pass *p) { return p->panels > 1 && p->panels <= MOST_PANELS; }
 
-/* Each thread takes whole blocks. */
+/* Fetches, to be written, the pixels of the tile at `at` and goes on to the next. */
+static void fetch_output(const pass *p, boot_tile_place *at) {
+    const boot_tile_map *t = &p->out;
+    const int64_t h1 = at->h0 + 4 < t->H ? at->h0 + 4 : t->H;
+    const int64_t w1 = at->w0 + 4 < t->W ? at->w0 + 4 : t->W;
+    const float *image = p->sink.y + at->n * t->H * t->W * t->ld;
+    for (int64_t h = at->h0; h < h1; h++)
+        for (int64_t w = at->w0; w < w1; w++)
+            for (int64_t c = 0; c < t->channels; c += LINE)
+                __builtin_prefetch(image + (h * t->W + w) * t->ld + c, 1);
+    boot_tile_step(&p->cut, at);
+}
+
+/* Each thread takes whole blocks. While the products are computed, the outputs that they are going
+   to fill are fetched, a tile with every plane. */
 static void run_blocks(const pass *p, float *work) {
     const boot_tile_cut *k = &p->cut;
     const int64_t each = PLANES * (k->plane_v + k->plane_m);
@@ -100,19 +114,25 @@ static void run_blocks(const pass *p, float *work) {
 #pragma omp for schedule(static)
     for (int64_t b = 0; b < k->blocks; b++) {
         const int64_t rows = boot_tile_rows(k, b);
+        int64_t left = rows; /* to fetch */
+        boot_tile_place at = boot_tile_at(k, b * k->block);
         input_tiles(p, b * k->block, rows, 0, v);
         if (by_panels(p)) {
             for (int64_t j = 0; j < p->panels; j++) {
                 const pass part = panel_of(p, j * p->nr, k->block * p->nr + PAD);
-                for (int q = 0; q < p->planes.count; q++)
+                for (int q = 0; q < p->planes.count; q++) {
                     product(&part, rows, p->planes.at[q], j, v, m);
+                    if (left-- > 0) fetch_output(p, &at);
+                }
                 output_tiles(&part, b * k->block, rows, 0, m);
             }
             continue;
         }
-        for (int q = 0; q < p->planes.count; q++)
+        for (int q = 0; q < p->planes.count; q++) {
             for (int64_t j = 0; j < p->panels; j++)
                 product(p, rows, p->planes.at[q], j, v, m + j * p->nr);
+            if (left-- > 0) fetch_output(p, &at);
+        }
         output_tiles(p, b * k->block, rows, 0, m);
     }
 }
