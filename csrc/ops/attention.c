@@ -19,6 +19,7 @@
 
 enum { Q, K, V };
 enum { HEADS };
+enum { GAP_ROWS = 48 };
 enum { MOST_BLOCK = 64, MIN_PART = 16 }; /* queries: in a block, and worth a thread */
 
 static int64_t whole_vectors(int64_t n) { return (n + BOOT_LANES - 1) / BOOT_LANES * BOOT_LANES; }
@@ -29,8 +30,9 @@ static int64_t block_of(int64_t T) {
     return whole_vectors(T) < most ? whole_vectors(T) : most;
 }
 
-/* Floats of scratch of a thread: q^T and do^T of a block (d x block), S^T and dP^T (T x block). */
-static int64_t scratch_of(int64_t T, int64_t d) { return 2 * (d + T) * block_of(T); }
+/* Floats of scratch of a thread: q^T and do^T of a block (d x block), S^T and dP^T (T x block), and
+   a gap: products fetch some rows beyond their operands, which another thread may be writing. */
+static int64_t scratch_of(int64_t T, int64_t d) { return (2 * (d + T) + GAP_ROWS) * block_of(T); }
 
 static boot_status attention_infer(boot_node *node) {
     const boot_tensor *q = &node->in[Q];

@@ -51,10 +51,11 @@ typedef struct {
 
 /* Tiles first ... first + count - 1 of the pass to rows slot ... of v, and back from m. */
 static void input_tiles(const pass *p, int64_t first, int64_t count, int64_t slot, float *v) {
+    const boot_tile_planes_at planes = boot_all_planes(p->cut.plane_v);
     boot_tile_place at = boot_tile_at(&p->cut, first);
     for (int64_t i = slot; i < slot + count; i++, boot_tile_step(&p->cut, &at))
         p->f->input_tile(&p->in, p->x + at.n * p->in.H * p->in.W * p->in.ld, at.h0 - 1, at.w0 - 1,
-                         v + i * p->cut.ldv, p->cut.plane_v);
+                         v + i * p->cut.ldv, &planes);
 }
 
 static void output_tiles(const pass *p, int64_t first, int64_t count, int64_t slot,

@@ -35,11 +35,23 @@ typedef struct {
     bool accumulate;
 } boot_tile_out;
 
+/* Where plane (i, j) of a transformed tile goes: v + i * row + j * column floats. Only the columns
+   j whose bits are set in `columns` are computed. */
+typedef struct {
+    int columns;
+    int64_t row, column;
+} boot_tile_planes_at;
+
+/* All of them, plane p = 6 i + j at v + p * plane. */
+static inline boot_tile_planes_at boot_all_planes(int64_t plane) {
+    return (boot_tile_planes_at){0x3f, 6 * plane, plane};
+}
+
 typedef struct {
     void (*input_tile)(const boot_tile_map *, const float *image, int64_t h0, int64_t w0, float *v,
-                       int64_t plane);
+                       const boot_tile_planes_at *);
     void (*grad_tile)(const boot_tile_map *, const float *image, int64_t h0, int64_t w0, float *v,
-                      int64_t plane);
+                      const boot_tile_planes_at *);
     void (*output_tile)(const boot_tile_map *, const boot_tile_out *, const float *m, int64_t plane,
                         int64_t n, int64_t h0, int64_t w0);
     void (*weight_panel)(int64_t outputs, int64_t K, const float *w, int64_t so, int64_t sk,
