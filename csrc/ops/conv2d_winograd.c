@@ -14,7 +14,7 @@
 #include "base/memory.h"
 #include "ops/conv2d_winograd.h"
 
-enum { MAX_BLOCK = 36, FEW_TILES = 64, DEPTH = 128, MOST_PANELS = 3, LINE = 16 };
+enum { MAX_BLOCK = 36, FEW_TILES = 64, DEPTH = 128, MOST_PANELS = 3, LINE = 16, MOST_OWN = 150000 };
 
 /* Either every thread takes whole blocks (private buffers), or, with fewer blocks than threads, all
    threads share each stage of one block. */
@@ -170,6 +170,18 @@ static void pack_panels(const pass *p, const boot_conv_shape *s, const float *we
                            p->u + j * p->panel_u, p->plane_u);
 }
 
+/* Whether each thread makes all of U for itself: a small one is made anew in less time than it takes
+   to come over from another core's cache. */
+static bool own_packs(const pass *p) { return p->panels * p->panel_u <= MOST_OWN; }
+
+static void pack_own(const pass *p, const boot_conv_shape *s, const float *weight, bool data) {
+    const int64_t K = p->in.channels, C = p->out.channels;
+    const int64_t so = data ? 9 : 9 * s->I, sk = data ? 9 * s->I : 9;
+    for (int64_t j = 0; j < p->panels; j++)
+        p->f->weight_panel(C - j * p->nr, K, weight + j * p->nr * so, so, sk, data,
+                           p->u + j * p->panel_u, p->plane_u);
+}
+
 /* Everything about a pass but where U is. */
 static pass pass_of(const boot_conv_shape *s, const boot_conv_args *t, bool data, int threads) {
     const int64_t K = data ? s->O : s->I, C = data ? s->I : s->O;
@@ -276,7 +288,13 @@ static boot_status run_pass(const boot_conv_shape *s, const boot_conv_args *t, b
     if (kept) p.u = kept;
     /* Kept weights are for threads to share out: one alone goes by blocks, whose V is smaller. */
     const bool few = few_tiles(&p) && (!p.packed || omp_get_num_threads() > 1);
-    if (!few && !p.packed) pack_panels(&p, s, t->weight, data);
+    if (!few && !p.packed && own_packs(&p)) {
+        work += (p.threads - 1) * p.panels * p.panel_u;
+        p.u += omp_get_thread_num() * p.panels * p.panel_u;
+        pack_own(&p, s, t->weight, data);
+    } else if (!few && !p.packed) {
+        pack_panels(&p, s, t->weight, data);
+    }
     if (few)
         run_few(&p, t, data, t->scratch);
     else if (p.cut.shared)
@@ -307,6 +325,7 @@ static boot_status winograd_create(const boot_conv_shape *s, boot_conv_direction
     const int64_t few = PLANES * (few_plane_v(&p) + threads * (few_plane_u(&p) + few_plane_m(&p)));
     *scratch =
         p.panels * p.panel_u + PLANES * (k->shared ? 1 : threads) * (k->plane_v + k->plane_m);
+    if (own_packs(&p)) *scratch += (threads - 1) * p.panels * p.panel_u;
     if (few_tiles(&p) && few > *scratch) *scratch = few;
     return BOOT_OK;
 }
