@@ -98,5 +98,5 @@ def _valid(kernels: Any) -> dict[str, str]:
         key: name
         for key, name in kernels.items()
         if _KEY.fullmatch(key)
-        and (name in ("direct", "taps") or (name in WINOGRAD and THREE_BY_THREE in key))
+        and (name in ("direct", "taps", "columns") or (name in WINOGRAD and THREE_BY_THREE in key))
     }

@@ -221,12 +221,13 @@ def test_a_bad_call_of_fit_is_refused_before_anything_is_done(
 
 
 def test_a_batch_that_the_core_could_not_count_is_refused_before_the_first_step(tmp_path):
-    teacher = make_teacher(dataclasses.replace(PLAIN, sample_size=64))
-    message = "train_batch_size must be smaller for images of 64x64, got 1048576: "
+    teacher = make_teacher(dataclasses.replace(PLAIN, sample_size=2**14))
+    message = "train_batch_size must be smaller for images of 16384x16384, got 1048576: "
     with pytest.raises(ConfigError, match=message):
         make(teacher=teacher, train_batch_size=2**20, output_dir=str(tmp_path / "out"))
     assert not (tmp_path / "out").exists()
-    make(teacher=teacher, train_batch_size=2**17)  # memory may be short, but nothing overflows
+    teacher = make_teacher(dataclasses.replace(PLAIN, sample_size=64))
+    make(teacher=teacher, train_batch_size=2**20)  # memory may be short, but nothing overflows
 
 
 def test_a_refused_teacher_leaves_nothing_in_the_folder(tmp_path):

@@ -158,6 +158,11 @@ BOOT_MULTI_ISA(finish_rows,
                 int64_t first),
                (pixels, s, t, n, first))
 
+void boot_conv_finish_rows(int64_t pixels, const boot_conv_shape *s, const boot_conv_args *t,
+                           int64_t n, int64_t first) {
+    if (t->temb || t->residual || t->scale != 1.0f) finish_rows(pixels, s, t, n, first);
+}
+
 static boot_status conv2d_pack(const boot_node *node, const boot_call *call) {
     const conv2d_state *state = node->state;
     const boot_conv_args args = {.weight = call->in[WEIGHT].data, .packs = call->packs};
@@ -188,7 +193,8 @@ static boot_status conv2d_forward(const boot_node *node, const boot_call *call) 
     BOOT_TRY(kernel->run(state->state[BOOT_CONV_FORWARD], s, BOOT_CONV_FORWARD, &args));
     if (kernel->fused || (!args.temb && !args.residual && args.scale == 1.0f)) return BOOT_OK;
 #pragma omp parallel for schedule(static)
-    for (int64_t i = 0; i < s->N * s->Ho; i++) finish_rows(s->Wo, s, &args, i / s->Ho, i * s->Wo);
+    for (int64_t i = 0; i < s->N * s->Ho; i++)
+        boot_conv_finish_rows(s->Wo, s, &args, i / s->Ho, i * s->Wo);
     return BOOT_OK;
 }
 

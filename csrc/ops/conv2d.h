@@ -65,11 +65,15 @@ typedef struct {
 } boot_conv_kernel;
 
 extern const boot_conv_kernel boot_conv_direct, boot_conv_dnnl_winograd, boot_conv_winograd,
-    boot_conv_plain, boot_conv_taps;
+    boot_conv_plain, boot_conv_taps, boot_conv_columns;
 
 /* All kernels; boot_conv_kernels[0] is "auto" (NULL). */
-enum { BOOT_NUM_CONV_KERNELS = 6 };
+enum { BOOT_NUM_CONV_KERNELS = 7 };
 extern const boot_conv_kernel *const boot_conv_kernels[BOOT_NUM_CONV_KERNELS];
+
+/* y = scale (y + temb + residual) of pixels [first, first + pixels), all of image n. */
+void boot_conv_finish_rows(int64_t pixels, const boot_conv_shape *s, const boot_conv_args *t,
+                           int64_t n, int64_t first);
 
 /* The kernel for one direction of the layer `name`; pinned: an index of boot_conv_kernels, 0: as
    the context knows, else the fastest. */

@@ -11,7 +11,8 @@ const boot_conv_kernel *const boot_conv_kernels[BOOT_NUM_CONV_KERNELS] = {NULL,
                                                                           &boot_conv_dnnl_winograd,
                                                                           &boot_conv_winograd,
                                                                           &boot_conv_plain,
-                                                                          &boot_conv_taps};
+                                                                          &boot_conv_taps,
+                                                                          &boot_conv_columns};
 
 /* Seconds that a team's break for a kernel with threads of its own takes. */
 static const double FORK = 1e-6;
@@ -52,7 +53,8 @@ static boot_status time_kernels(const boot_conv_shape *s, boot_conv_direction di
 }
 
 /* Where nothing was timed: the first that applies. */
-static const boot_conv_kernel *const by_rule[] = {&boot_conv_winograd, &boot_conv_direct};
+static const boot_conv_kernel *const by_rule[] = {&boot_conv_columns, &boot_conv_winograd,
+                                                  &boot_conv_direct};
 
 /* NULL where there is no such kernel, or it does not do the shape. */
 static const boot_conv_kernel *kernel_named(const boot_choice *choice, const boot_conv_shape *s,

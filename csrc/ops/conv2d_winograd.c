@@ -170,8 +170,8 @@ static void pack_panels(const pass *p, const boot_conv_shape *s, const float *we
                            p->u + j * p->panel_u, p->plane_u);
 }
 
-/* Whether each thread makes all of U for itself: a small one is made anew in less time than it takes
-   to come over from another core's cache. */
+/* Whether each thread makes all of U for itself: a small one is made anew in less time than it
+   takes to come over from another core's cache. */
 static bool own_packs(const pass *p) { return p->panels * p->panel_u <= MOST_OWN; }
 
 static void pack_own(const pass *p, const boot_conv_shape *s, const float *weight, bool data) {
