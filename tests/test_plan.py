@@ -197,14 +197,16 @@ def test_offloading_and_smaller_moments_save_what_they_promise(tmp_path):
     assert weights > 40 * 2**20  # above 8 million parameters, where no weights are packed
     peaks = []
     for settings in LOW_SETTINGS:
-        done = run_python("-c", LOW, str(folder), repr(settings))
-        assert done.returncode == 0, done.stderr
-        planned, resident = map(int, done.stdout.split())
+        runs = [run_python("-c", LOW, str(folder), repr(settings)) for _ in range(2)]
+        for done in runs:
+            assert done.returncode == 0, done.stderr
+        # The lower of two: on a busy machine the kernel now and then counts 20 MB more.
+        planned, resident = min(tuple(map(int, done.stdout.split())) for done in runs)
         assert abs(resident / planned - 1) < 0.1, (settings, planned, resident)
         peaks.append(resident)
     for peak in peaks[1:3]:
         assert 0.85 < (peaks[0] - peak) / weights < 1.1, peaks
-    assert 1.6 < (peaks[0] - peaks[3]) / weights < 2.2, peaks  # 2.0; once 1.75 on a busy machine
+    assert 1.6 < (peaks[0] - peaks[3]) / weights < 2.2, peaks  # 2.0
 
 
 # ------------------------------------------------------------------------------------ the limit
