@@ -105,36 +105,43 @@ static void fetch_output(const pass *p, boot_tile_place *at) {
     boot_tile_step(&p->cut, at);
 }
 
-/* Each thread takes whole blocks. While the products are computed, the outputs that they are going
-   to fill are fetched, a tile with every plane. */
+/* Tiles [first, first + rows), a block, by one thread. While the products are computed, the outputs
+   that they are going to fill are fetched, a tile with every plane. */
+static void run_block(const pass *p, int64_t first, int64_t rows, float *v, float *m) {
+    const boot_tile_cut *k = &p->cut;
+    int64_t left = rows; /* to fetch */
+    boot_tile_place at = boot_tile_at(k, first);
+    input_tiles(p, first, rows, 0, v);
+    if (by_panels(p)) {
+        for (int64_t j = 0; j < p->panels; j++) {
+            const pass part = panel_of(p, j * p->nr, k->block * p->nr + PAD);
+            for (int q = 0; q < p->planes.count; q++) {
+                product(&part, rows, p->planes.at[q], j, v, m);
+                if (left-- > 0) fetch_output(p, &at);
+            }
+            output_tiles(&part, first, rows, 0, m);
+        }
+        return;
+    }
+    for (int q = 0; q < p->planes.count; q++) {
+        for (int64_t j = 0; j < p->panels; j++)
+            product(p, rows, p->planes.at[q], j, v, m + j * p->nr);
+        if (left-- > 0) fetch_output(p, &at);
+    }
+    output_tiles(p, first, rows, 0, m);
+}
+
+/* Each thread takes an equal share of the tiles, a block after the other. */
 static void run_blocks(const pass *p, float *work) {
     const boot_tile_cut *k = &p->cut;
-    const int64_t each = PLANES * (k->plane_v + k->plane_m);
+    const int64_t each = PLANES * (k->plane_v + k->plane_m), threads = omp_get_num_threads();
     float *v = work + omp_get_thread_num() * each, *m = v + PLANES * k->plane_v;
     boot_tile_clear_unused(p->s, m, by_panels(p) ? k->block * p->nr + PAD : k->plane_m);
 #pragma omp for schedule(static)
-    for (int64_t b = 0; b < k->blocks; b++) {
-        const int64_t rows = boot_tile_rows(k, b);
-        int64_t left = rows; /* to fetch */
-        boot_tile_place at = boot_tile_at(k, b * k->block);
-        input_tiles(p, b * k->block, rows, 0, v);
-        if (by_panels(p)) {
-            for (int64_t j = 0; j < p->panels; j++) {
-                const pass part = panel_of(p, j * p->nr, k->block * p->nr + PAD);
-                for (int q = 0; q < p->planes.count; q++) {
-                    product(&part, rows, p->planes.at[q], j, v, m);
-                    if (left-- > 0) fetch_output(p, &at);
-                }
-                output_tiles(&part, b * k->block, rows, 0, m);
-            }
-            continue;
-        }
-        for (int q = 0; q < p->planes.count; q++) {
-            for (int64_t j = 0; j < p->panels; j++)
-                product(p, rows, p->planes.at[q], j, v, m + j * p->nr);
-            if (left-- > 0) fetch_output(p, &at);
-        }
-        output_tiles(p, b * k->block, rows, 0, m);
+    for (int64_t t = 0; t < threads; t++) {
+        const int64_t end = k->tiles * (t + 1) / threads;
+        for (int64_t i = k->tiles * t / threads; i < end; i += k->block)
+            run_block(p, i, end - i < k->block ? end - i : k->block, v, m);
     }
 }
 
