@@ -198,15 +198,19 @@ static boot_status conv2d_forward(const boot_node *node, const boot_call *call) 
     return BOOT_OK;
 }
 
-/* dbias (O) and dtemb (N, O) from the pixel sums of dy. */
-static void sum_grads(const boot_conv_shape *s, const boot_call *call, const boot_tensor *dy,
-                      float *sums) {
+static bool wants_sums(const boot_call *call) {
+    return call->din[BIAS].data || call->din[TEMB].data;
+}
+
+/* Whether the kernel of the weight gradient makes the pixel sums. */
+static bool sums_come_along(const conv2d_state *state, const boot_call *call) {
+    return call->din[WEIGHT].data && state->kernel[BOOT_CONV_WEIGHTS]->sums;
+}
+
+/* dbias (O) and dtemb (N, O) from the pixel sums of dy: (N, O). */
+static void sum_grads(const boot_conv_shape *s, const boot_call *call, const float *sums) {
     float *dbias = call->din[BIAS].data, *dtemb = call->din[TEMB].data;
     if (!dbias && !dtemb) return;
-#pragma omp for schedule(static)
-    for (int64_t n = 0; n < s->N; n++)
-        boot_column_sums(s->Ho * s->Wo, s->O, dy->data + n * s->Ho * s->Wo * dy->ld, dy->ld,
-                         sums + n * s->O);
 #pragma omp single
     {
         if (dbias) memset(dbias, 0, s->O * sizeof(float));
@@ -231,15 +235,23 @@ static void scale_rows(const boot_tensor *src, const boot_tensor *dst, float sca
         }
 }
 
-/* What comes before the kernels, on a team: *dy = scale dout, dbias and dtemb. */
+/* What comes before the kernels, on a team: *dy = scale dout, and its pixel sums. */
 static void before_kernels(const boot_node *node, const boot_call *call, boot_tensor *dy) {
     const conv2d_state *state = node->state;
+    const boot_conv_shape *s = &state->shape;
+    float *sums = call->scratch + state->sums_at;
     if (node->attr[SCALE] != 1.0) scale_rows(&call->dout, dy, (float)node->attr[SCALE], false);
-    sum_grads(&state->shape, call, dy, call->scratch + state->sums_at);
+    if (!wants_sums(call) || sums_come_along(state, call)) return;
+#pragma omp for schedule(static)
+    for (int64_t n = 0; n < s->N; n++)
+        boot_column_sums(s->Ho * s->Wo, s->O, dy->data + n * s->Ho * s->Wo * dy->ld, dy->ld,
+                         sums + n * s->O);
 }
 
-static void after_kernels(const boot_call *call, const boot_tensor *dy) {
+static void after_kernels(const boot_node *node, const boot_call *call, const boot_tensor *dy) {
+    const conv2d_state *state = node->state;
     const boot_tensor *dr = &call->din[RESIDUAL];
+    sum_grads(&state->shape, call, call->scratch + state->sums_at);
     if (dr->data && dr->data != call->dout.data)
         scale_rows(dy, dr, 1.0f, call->accumulate[RESIDUAL]);
 }
@@ -278,6 +290,7 @@ static boot_status conv2d_backward(const boot_node *node, const boot_call *call)
                            .ldy = dy.ld,
                            .scale = 1,
                            .accumulate = call->accumulate[X],
+                           .pixel_sums = wants_sums(call) ? call->scratch + state->sums_at : NULL,
                            .scratch = call->scratch,
                            .packs = call->packs};
     if (args.dweight) {
@@ -290,9 +303,9 @@ static boot_status conv2d_backward(const boot_node *node, const boot_call *call)
     if (args.dx) BOOT_TRY(run_kernel(state, BOOT_CONV_DATA, outside, &args));
     if (outside) {
 #pragma omp parallel
-        after_kernels(call, &dy);
+        after_kernels(node, call, &dy);
     } else {
-        after_kernels(call, &dy);
+        after_kernels(node, call, &dy);
     }
     return BOOT_OK;
 }

@@ -38,6 +38,7 @@ typedef struct {
     int64_t ldx, ldy, ldr, ldt; /* ldt: row stride of temb */
     float scale;                /* forward: y = scale (conv + bias + temb + residual) */
     bool accumulate;            /* data: dx += */
+    float *pixel_sums;          /* weights: (N, O), of dy over the pixels of each image, or NULL */
     float *scratch;
     boot_packs *packs; /* keep packed weights here; NULL: pack into scratch every time */
 } boot_conv_args;
@@ -47,6 +48,7 @@ typedef struct {
     bool fused; /* forward: run() applies temb, residual and scale itself; data: honours accumulate
                  */
     bool team;  /* run() is for every thread of a team; else for one, and it forks by itself */
+    bool sums;  /* weights: fills pixel_sums */
     bool automatic;  /* takes part in timing */
     double handicap; /* its time is multiplied by this: the price of separate epilogues and large
                         scratch */

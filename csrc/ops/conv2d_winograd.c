@@ -355,6 +355,7 @@ static void winograd_destroy(void *state) { boot_free(state); }
 const boot_conv_kernel boot_conv_winograd = {.name = "winograd",
                                              .fused = true,
                                              .team = true,
+                                             .sums = true,
                                              .automatic = true,
                                              .handicap = 1,
                                              .applies = winograd_applies,

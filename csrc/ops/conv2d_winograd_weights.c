@@ -6,6 +6,7 @@
  * of V and D and adds up their products, block after block, in its own caches: what one core wrote
  * and another reads would take longer to come over than to be made anew from x and dy. */
 #include <omp.h>
+#include <string.h>
 
 #include "ops/conv2d_winograd.h"
 
@@ -68,6 +69,19 @@ static void transform_tiles(const grad_pass *p, int64_t b, int64_t from, int64_t
     }
 }
 
+/* Plane (1, 1) of D = A dy A^T is the sum of a tile's pixels. Adds those of tiles [from, to) of
+   block b to the images' sums; d: plane (1, 1) of the block. */
+static void add_pixel_sums(const grad_pass *p, int64_t b, int64_t from, int64_t to,
+                           const float *d) {
+    const int64_t O = p->s->O;
+    boot_tile_place at = boot_tile_at(&p->cut, b * p->cut.block + from);
+    for (int64_t tile = from; tile < to; tile++, boot_tile_step(&p->cut, &at)) {
+        float *sum = p->t->pixel_sums + at.n * O;
+        if (at.h0 == 0 && at.w0 == 0) memset(sum, 0, O * sizeof(float));
+        for (int64_t o = 0; o < O; o++) sum[o] += d[tile * p->cut.ldm + o];
+    }
+}
+
 /* One block holds all tiles, whose transforms are shared out among the threads. A thread then
    finishes 36 small sums in its cache and turns them into weights at once, so that the large dU is
    never written. */
@@ -83,6 +97,12 @@ static void run_few(const grad_pass *p) {
     for (int64_t part = 0; part < threads; part++)
         transform_tiles(p, 0, k->tiles * part / threads, k->tiles * (part + 1) / threads, 0, s->I,
                         p->v, &at_v, p->d, &at_d);
+    if (p->t->pixel_sums) {
+        const int64_t each = k->th * k->tw;
+#pragma omp for schedule(static) nowait
+        for (int64_t n = 0; n < s->N; n++)
+            add_pixel_sums(p, 0, n * each, (n + 1) * each, p->d + 7 * k->plane_m);
+    }
     boot_tile_clear_unused(s, du, plane);
 #pragma omp for collapse(2) schedule(static)
     for (int64_t j = 0; j < panels; j++)
@@ -152,6 +172,12 @@ static int64_t grid_floats(const grad_pass *p, const grad_grid *g) {
     return g->columns * 6 * (p->cut.plane_v + p->cut.plane_m) + GAP_ROWS * p->cut.ldm;
 }
 
+/* Whether a share is the first that makes column 1 of D. */
+static bool sums_pixels(const grad_pass *p, const grad_grid *g, int64_t slot) {
+    if (slot >= g->groups || !(share_of(p, g, slot).columns & 2)) return false;
+    return slot == 0 || !(share_of(p, g, slot - 1).columns & 2);
+}
+
 /* dU of a thread's planes and inputs over all blocks. v: its V and D. */
 static void run_share(const grad_pass *p, const grad_grid *g, int64_t slot, float *v) {
     const boot_conv_shape *s = p->s;
@@ -160,10 +186,12 @@ static void run_share(const grad_pass *p, const grad_grid *g, int64_t slot, floa
     const boot_tile_planes_at at_v = {own.columns, k->plane_v, 6 * k->plane_v};
     const boot_tile_planes_at at_d = {own.columns, k->plane_m, 6 * k->plane_m};
     float *d = v + g->columns * 6 * k->plane_v;
+    const bool sums = p->t->pixel_sums && sums_pixels(p, g, slot);
     for (int64_t b = 0; b < k->blocks; b++) {
         const int64_t tiles = boot_tile_rows(k, b);
         transform_tiles(p, b, 0, tiles, own.i, own.inputs, v - own.first * at_v.column, &at_v,
                         d - own.first * at_d.column, &at_d);
+        if (sums) add_pixel_sums(p, b, 0, tiles, d + (1 - own.first) * at_d.column + at_d.row);
         for (int64_t c = own.from; c < own.to; c++) {
             const int64_t r = row_of(&p->planes, c), column = column_of(&p->planes, c);
             const int64_t plane = r + 6 * (column - own.first);
