@@ -50,17 +50,8 @@ BOOT_INLINE float boot_sum_of_lanes(const boot_lanes *v) {
     return x[0];
 }
 
-/* Sums run in 16 lanes: the compiler may not reorder one sum, and would add number after number. */
-BOOT_INLINE float boot_row_sum(const float *x, int64_t n) {
-    boot_lanes sum = {0}, v;
-    for (int64_t i = 0; i < n; i += BOOT_LANES) {
-        boot_load_lanes(&v, x, i, n);
-        sum += v;
-    }
-    return boot_sum_of_lanes(&sum);
-}
-
-/* Sum of x[i] y[i]. */
+/* Sum of x[i] y[i]. It runs in 16 lanes: the compiler may not reorder one sum, and would add number
+   after number. */
 BOOT_INLINE float boot_row_product(const float *x, const float *y, int64_t n) {
     boot_lanes sum = {0}, v, w;
     for (int64_t i = 0; i < n; i += BOOT_LANES) {
@@ -69,24 +60,6 @@ BOOT_INLINE float boot_row_product(const float *x, const float *y, int64_t n) {
         sum += v * w;
     }
     return boot_sum_of_lanes(&sum);
-}
-
-/* Largest of n >= 1 numbers, NaN left out. */
-BOOT_INLINE float boot_row_max(const float *x, int64_t n) {
-    boot_lanes most = (boot_lanes){0} - INFINITY;
-    int64_t i = 0;
-    for (; i + BOOT_LANES <= n; i += BOOT_LANES) {
-        const boot_lanes v = *(const boot_lanes *)(x + i);
-        const boot_lane_bits more = v > most;
-        most = (boot_lanes)((more & (boot_lane_bits)v) | (~more & (boot_lane_bits)most));
-    }
-    float top[BOOT_LANES];
-    memcpy(top, &most, sizeof top);
-    for (; i < n; i++) top[0] = x[i] > top[0] ? x[i] : top[0];
-    for (int width = BOOT_LANES / 2; width > 0; width /= 2)
-        for (int lane = 0; lane < width; lane++)
-            top[lane] = top[lane + width] > top[lane] ? top[lane + width] : top[lane];
-    return top[0];
 }
 
 /* 16 rows of 16 floats become columns: after the step of distance S, bit S of row and lane numbers
