@@ -266,6 +266,23 @@ def test_attention_with_enormous_logits_stays_finite():
     np.testing.assert_allclose(y, expected, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("size", [1e20, 1e-23])
+def test_group_norm_where_single_precision_cannot_hold_the_variance(size):
+    x = np.zeros((1, 2, 1, 2), np.float32)
+    x[..., 1] = size
+    inputs = {"x": x, "weight": np.ones(2, np.float32), "bias": np.zeros(2, np.float32)}
+    y = _core.op_forward("group_norm", inputs, {"num_groups": 1, "eps": 0.0, "act": ACTS["none"]})
+    np.testing.assert_allclose(y, [[[[-1, 1]], [[-1, 1]]]], rtol=1e-6)
+
+
+def test_columns_leave_large_images_to_others():
+    """Their parts, spread, would take more room than the images."""
+    stride_2, data = (3, 2, 1, 1), 1
+    assert _core.bench_conv(1, 64, 64, 64, 8, *stride_2, "columns", data, 1) > 0
+    with pytest.raises(NotImplementedError):
+        _core.bench_conv(1, 256, 256, 128, 8, *stride_2, "columns", data, 1)
+
+
 def test_group_norm_of_a_constant_is_the_bias():
     # Variance 0: 1/sqrt(eps) = 316 amplifies the rounding of x - mean, 12.5 * 6e-8.
     x = np.full((1, 4, 4, 6), 12.5, np.float32)

@@ -3,7 +3,6 @@
 #ifndef BOOT_LANES_H
 #define BOOT_LANES_H
 
-#include <math.h>
 #include <stdbool.h>
 #include <stdint.h>
 #include <string.h>

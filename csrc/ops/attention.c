@@ -49,8 +49,9 @@ static boot_status attention_infer(boot_node *node) {
     return boot_expect_size(node, &node->out);
 }
 
-/* Exponentials of softmax(scale s) for 16 queries, s: (T, 16 of ld); of each query, `top` is the
-   largest scale s and `inverse` 1 over the sum. */
+/* Exponentials of softmax(scale s), a query to a column, in whole vectors; s: (T, columns). Of each
+   query, `top` is the largest scale s and `inverse` 1 over the sum, by which o is multiplied later.
+ */
 BOOT_INLINE void softmax_columns_body(int64_t T, int64_t columns, int64_t ld, float scale, float *s,
                                       float *top, float *inverse) {
     enum { PART = 64 }; /* keys added up by themselves: long sums would lose digits */

@@ -138,7 +138,9 @@ static boot_status conv2d_plan(boot_node *node, void *context) {
     return BOOT_OK;
 }
 
-/* y = scale (y + temb + residual) for kernels that do not fuse it; one row of pixels at a time. */
+/* y = scale (y + temb + residual) for kernels that do not do it along the way; some pixels at a
+ * time.
+ */
 BOOT_INLINE void finish_rows_body(int64_t pixels, const boot_conv_shape *s, const boot_conv_args *t,
                                   int64_t n, int64_t first) {
     for (int64_t p = first; p < first + pixels; p++) {

@@ -5,10 +5,11 @@
  *   spread   y = sum of taps' own parts of x W, each moved to where its tap lies
  *   weights  dW = cols(x)^T dy
  *
- * A strip of pixels at a time, in a thread's own cache. Forward and, without a stride, data
- * gradient gather; where the outputs are few (k k of them fill a vector), or dx has a stride, they
- * spread. Columns are of x or, where dy has fewer channels, of dy. Sums keep one order: the same
- * bits for any number of threads (Chellapilla et al. 2006). */
+ * A thread gathers a strip of pixels at a time, in its own cache, and spreads an image at a time.
+ * Forward passes and data gradients without a stride gather; forward passes of so few outputs that
+ * k k of them fit into 32, and data gradients with a stride or of so few inputs, spread. Columns
+ * are of x or, where dy has fewer channels, of dy. Sums keep one order: the same bits for any
+ * number of threads (Chellapilla et al. 2006). */
 #include <omp.h>
 #include <string.h>
 
@@ -20,7 +21,7 @@
 enum { THIN = 32, FEW_CHANNELS = 8, STRIP = 96 };
 /* Products fetch some rows beyond their operands: what another thread writes is to lie further on.
  */
-enum { GAP_ROWS = 48, MOST_GAP = 16384, MOST_OWN = 65536 };
+enum { GAP_ROWS = 48, MOST_GAP = 16384, MOST_OWN = 65536, MOST_SPREAD = 1 << 20 };
 
 static int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 static int64_t lanes_of(int64_t n) { return (n + BOOT_LANES - 1) / BOOT_LANES * BOOT_LANES; }
@@ -115,7 +116,8 @@ BOOT_MULTI_ISA(fill_columns,
                 int64_t from, int64_t to, float *columns),
                (m, x, n, first, count, from, to, columns))
 
-/* The weight as a matrix: (k k C, M) to gather with, (C, k k M) to spread with; rows of `ld`. */
+/* The weight as a matrix: (k k C, M) to gather with, (C, k k M) to spread with; rows of
+   row_of floats. */
 static int64_t row_of(const columns_map *m, bool spread) {
     return lanes_of(spread ? m->k * m->k * m->M : m->M);
 }
@@ -159,7 +161,10 @@ static columns_pass pass_of(const boot_conv_shape *s, const boot_conv_args *t, b
     return p;
 }
 
-static const void *pack_key(bool data) { return (const char *)&boot_conv_columns + data; }
+/* The layout differs by direction and by way. */
+static const void *pack_key(const columns_pass *p) {
+    return (const char *)&boot_conv_columns + p->data + 2 * p->spread;
+}
 
 static boot_status columns_pack(void *state, const boot_conv_shape *s,
                                 boot_conv_direction direction, const boot_conv_args *t) {
@@ -169,11 +174,11 @@ static boot_status columns_pack(void *state, const boot_conv_shape *s,
     const int64_t row = row_of(&p.m, p.spread), floats = matrix_floats(&p.m, p.spread);
     float *matrix;
     bool fresh;
-    BOOT_TRY(boot_packs_get(t->packs, t->weight, pack_key(data), floats, &matrix, &fresh));
+    BOOT_TRY(boot_packs_get(t->packs, t->weight, pack_key(&p), floats, &matrix, &fresh));
     if (fresh) return BOOT_OK;
     for (int64_t r = 0; r < floats / row; r++)
         pack_row(s, &p.m, data, p.spread, t->weight, r, matrix + r * row);
-    boot_packs_filled(t->packs, t->weight, pack_key(data), floats);
+    boot_packs_filled(t->packs, t->weight, pack_key(&p), floats);
     return BOOT_OK;
 }
 
@@ -311,7 +316,7 @@ static boot_status columns_run(void *state, const boot_conv_shape *s, boot_conv_
     columns_pass p = pass_of(s, t, data);
     const int64_t row = row_of(&p.m, p.spread), floats = matrix_floats(&p.m, p.spread);
     float *own = t->scratch + (floats <= MOST_OWN ? omp_get_thread_num() * floats : 0);
-    p.matrix = t->packs ? boot_packs_find(t->packs, t->weight, pack_key(data), floats) : NULL;
+    p.matrix = t->packs ? boot_packs_find(t->packs, t->weight, pack_key(&p), floats) : NULL;
     if (!p.matrix && floats <= MOST_OWN) {
         for (int64_t r = 0; r < floats / row; r++)
             pack_row(s, &p.m, data, p.spread, t->weight, r, own + r * row);
@@ -329,8 +334,12 @@ static boot_status columns_run(void *state, const boot_conv_shape *s, boot_conv_
     return BOOT_OK;
 }
 
+/* An image whose spread parts would be large is left to other kernels. */
 static bool columns_applies(const boot_conv_shape *s, boot_conv_direction direction) {
-    (void)direction;
+    const bool data = direction == BOOT_CONV_DATA;
+    if (direction != BOOT_CONV_WEIGHTS && spreads(s, data) &&
+        pixels_in(s, data) > MOST_SPREAD / lanes_of(s->k * s->k * (data ? s->I : s->O)))
+        return false;
     return s->k == 3 && (s->stride > 1 || is_thin(s->I, s->k) || is_thin(s->O, s->k)) &&
            (s->stride > 1 || s->pad_begin == s->pad_end);
 }
@@ -348,8 +357,9 @@ static boot_status columns_create(const boot_conv_shape *s, boot_conv_direction 
         return BOOT_OK;
     }
     const columns_pass p = pass_of(s, &none, direction == BOOT_CONV_DATA);
-    *scratch = matrices_floats(matrix_floats(&p.m, p.spread), threads) +
-               threads * (p.spread ? spread_floats(s, &p) : strip_floats(&p.m));
+    *scratch =
+        matrices_floats(matrix_floats(&p.m, p.spread), threads) +
+        (p.spread ? least(threads, s->N) * spread_floats(s, &p) : threads * strip_floats(&p.m));
     return BOOT_OK;
 }
 
@@ -358,7 +368,7 @@ static boot_pack_need columns_pack_need(const void *state, const boot_conv_shape
     (void)state;
     const bool data = direction == BOOT_CONV_DATA;
     const columns_pass p = pass_of(s, &(boot_conv_args){0}, data);
-    return (boot_pack_need){pack_key(data), matrix_floats(&p.m, p.spread), false};
+    return (boot_pack_need){pack_key(&p), matrix_floats(&p.m, p.spread), false};
 }
 
 static void columns_destroy(void *state) { boot_free(state); }

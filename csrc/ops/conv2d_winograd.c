@@ -16,8 +16,8 @@
 
 enum { MAX_BLOCK = 36, FEW_TILES = 64, DEPTH = 128, MOST_PANELS = 3, LINE = 16, MOST_OWN = 150000 };
 
-/* Either every thread takes whole blocks (private buffers), or, with fewer blocks than threads, all
-   threads share each stage of one block. */
+/* Either every thread cuts a share of the tiles into blocks (private buffers), or, where those
+   would be too small, all threads share each stage of one block. */
 static boot_tile_cut cut_of(int64_t N, int64_t H, int64_t W, int64_t K, int64_t C, int threads) {
     boot_tile_cut k = {.th = (H + 3) / 4, .tw = (W + 3) / 4};
     k.tiles = N * k.th * k.tw;

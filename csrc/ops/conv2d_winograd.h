@@ -73,7 +73,7 @@ static inline int64_t boot_tile_row(int64_t channels) { return boot_round_up(cha
 typedef struct {
     int64_t th, tw, tiles, block, blocks;
     int64_t ldv, ldm, plane_v, plane_m;
-    bool shared; /* threads share each stage of one block; else each takes whole blocks */
+    bool shared; /* threads share each stage of one block; else each has its own */
 } boot_tile_cut;
 
 static inline int64_t boot_tile_rows(const boot_tile_cut *k, int64_t block) {

@@ -2,9 +2,10 @@
  *
  *   dg = G^T [ sum_tiles (B^T d B) . (A dy A^T) ] G
  *
- * The sums over tiles are 36 matrix products V^T D, one per plane. Each thread makes its own planes
- * of V and D and adds up their products, block after block, in its own caches: what one core wrote
- * and another reads would take longer to come over than to be made anew from x and dy. */
+ * The sums over tiles are 36 matrix products V^T D, one per plane. Of many tiles each thread makes
+ * its own planes of V and D and adds up their products, block after block, in its own caches: what
+ * one core wrote and another reads would take longer to come over than to be made anew from x and
+ * dy. */
 #include <omp.h>
 #include <string.h>
 
@@ -28,8 +29,7 @@ static boot_tile_cut grad_cut(const boot_conv_shape *s) {
     boot_tile_cut k = {.th = (s->H + 3) / 4,
                        .tw = (s->W + 3) / 4,
                        .ldv = boot_tile_row(s->I),
-                       .ldm = boot_tile_row(s->O),
-                       .shared = true};
+                       .ldm = boot_tile_row(s->O)};
     k.tiles = s->N * k.th * k.tw;
     k.block = k.tiles <= FEW_TILES ? k.tiles : k.ldv + k.ldm <= WIDE_FLOATS ? WIDE_BLOCK : BLOCK;
     k.blocks = (k.tiles + k.block - 1) / k.block;

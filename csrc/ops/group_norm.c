@@ -100,7 +100,8 @@ static void finish_stats(const boot_node *node, const boot_call *call, const sli
     const float *origin = x->data + n * P * x->ld;
     float *stats = call->saved + 2 * n * G;
     const double part = 1.0 / (double)D;
-    double mean = 0, square = 0, own[BLOCK], variance[BLOCK];
+    double mean = 0, square = 0, own[BLOCK], variance[BLOCK], whole[BLOCK];
+    int64_t waiting = 0; /* groups whose variances lie in `whole`, the last of them g - 1 */
     int64_t g = s->group, first = s->first; /* of the group */
     for (int64_t c = s->first; c < end; c++) {
         const int64_t at = (c - s->first) % BLOCK;
@@ -113,11 +114,13 @@ static void finish_stats(const boot_node *node, const boot_call *call, const sli
         if (c + 1 < first + D) continue;
         mean *= part;
         stats[2 * g] = (float)(origin[first] + mean);
-        stats[2 * g + 1] = (float)(square * part - mean * mean);
+        whole[waiting++] = square * part - mean * mean;
         mean = square = 0;
         g++, first = c + 1;
+        if (waiting < BLOCK && g < s->end) continue;
+        finish_rstd(waiting, whole, node->attr[EPS], stats + 2 * (g - waiting));
+        waiting = 0;
     }
-    finish_rstd(s->group, s->end, node->attr[EPS], stats);
 }
 
 /* What group_norm_forward does for chunk k of a slice, and between its two passes over it. */

@@ -85,15 +85,15 @@ BOOT_MULTI_ISA(channel_stats,
                 double *mean, double *variance),
                (count, chunks, width, pixels, sums, mean, variance))
 
-/* 1/sqrt(var + eps) in the place of var, for groups [g, end). stats: (groups, 2), mean and var. */
-BOOT_INLINE void finish_rstd_body(int64_t g, int64_t end, double eps, float *stats) {
-    for (; g < end; g++) {
-        const double var = stats[2 * g + 1];
-        stats[2 * g + 1] = (float)(1.0 / sqrt((var > 0 ? var : 0) + eps));
-    }
+/* stats: (groups, 2), of which the second becomes 1/sqrt(variance + eps). */
+BOOT_INLINE void finish_rstd_body(int64_t groups, const double *restrict variance, double eps,
+                                  float *restrict stats) {
+    for (int64_t g = 0; g < groups; g++)
+        stats[2 * g + 1] = (float)(1.0 / sqrt((variance[g] > 0 ? variance[g] : 0) + eps));
 }
-BOOT_MULTI_ISA(finish_rstd, (int64_t g, int64_t end, double eps, float *stats),
-               (g, end, eps, stats))
+BOOT_MULTI_ISA(finish_rstd,
+               (int64_t groups, const double *variance, double eps, float *restrict stats),
+               (groups, variance, eps, stats))
 
 /* gain, slope and shift of channels [c, end) from rstd and offset; s, shift: of them, or NULL. */
 BOOT_INLINE void fold_terms_body(int64_t c, int64_t end, const float *restrict weight,
