@@ -166,28 +166,23 @@ static void run_shared(const pass *p, float *work) {
     }
 }
 
-/* U in panels of p->nr outputs; plane q of panel j at u + j * panel_u + q * plane_u, so that a
-   thread that takes panels reads one stretch of memory. Runs on the team. */
-static void pack_panels(const pass *p, const boot_conv_shape *s, const float *weight, bool data) {
-    const int64_t K = p->in.channels, C = p->out.channels;
-    const int64_t so = data ? 9 : 9 * s->I, sk = data ? 9 * s->I : 9;
+/* Panel j of U, p->nr outputs; plane q at u + j * panel_u + q * plane_u, so that a thread that
+   takes panels reads one stretch of memory. */
+static void pack_panel(const pass *p, const float *weight, bool data, int64_t j) {
+    const int64_t so = data ? 9 : 9 * p->s->I, sk = data ? 9 * p->s->I : 9;
+    p->f->weight_panel(p->out.channels - j * p->nr, p->in.channels, weight + j * p->nr * so, so, sk,
+                       data, p->u + j * p->panel_u, p->plane_u);
+}
+
+/* All of U, by a team. */
+static void pack_panels(const pass *p, const float *weight, bool data) {
 #pragma omp for schedule(static)
-    for (int64_t j = 0; j < p->panels; j++)
-        p->f->weight_panel(C - j * p->nr, K, weight + j * p->nr * so, so, sk, data,
-                           p->u + j * p->panel_u, p->plane_u);
+    for (int64_t j = 0; j < p->panels; j++) pack_panel(p, weight, data, j);
 }
 
 /* Whether each thread makes all of U for itself: a small one is made anew in less time than it
    takes to come over from another core's cache. */
 static bool own_packs(const pass *p) { return p->panels * p->panel_u <= MOST_OWN; }
-
-static void pack_own(const pass *p, const boot_conv_shape *s, const float *weight, bool data) {
-    const int64_t K = p->in.channels, C = p->out.channels;
-    const int64_t so = data ? 9 : 9 * s->I, sk = data ? 9 * s->I : 9;
-    for (int64_t j = 0; j < p->panels; j++)
-        p->f->weight_panel(C - j * p->nr, K, weight + j * p->nr * so, so, sk, data,
-                           p->u + j * p->panel_u, p->plane_u);
-}
 
 /* Everything about a pass but where U is. */
 static pass pass_of(const boot_conv_shape *s, const boot_conv_args *t, bool data, int threads) {
@@ -223,7 +218,7 @@ static boot_status winograd_pack(void *state, const boot_conv_shape *s,
         boot_packs_get(t->packs, t->weight, pack_key(data), p.panels * p.panel_u, &p.u, &fresh));
     if (fresh) return BOOT_OK;
 #pragma omp parallel /* of one, where the caller shares nodes out among threads already */
-    pack_panels(&p, s, t->weight, data);
+    pack_panels(&p, t->weight, data);
     boot_packs_filled(t->packs, t->weight, pack_key(data), p.panels * p.panel_u);
     return BOOT_OK;
 }
@@ -298,9 +293,9 @@ static boot_status run_pass(const boot_conv_shape *s, const boot_conv_args *t, b
     if (!few && !p.packed && own_packs(&p)) {
         work += (p.threads - 1) * p.panels * p.panel_u;
         p.u += omp_get_thread_num() * p.panels * p.panel_u;
-        pack_own(&p, s, t->weight, data);
+        for (int64_t j = 0; j < p.panels; j++) pack_panel(&p, t->weight, data, j);
     } else if (!few && !p.packed) {
-        pack_panels(&p, s, t->weight, data);
+        pack_panels(&p, t->weight, data);
     }
     if (few)
         run_few(&p, t, data, t->scratch);
