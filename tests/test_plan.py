@@ -195,7 +195,7 @@ def test_offloading_and_smaller_moments_save_what_they_promise(tmp_path):
     folder = save_teacher(tmp_path / "teacher", wide)
     weights = (folder / WEIGHTS).stat().st_size
     assert weights > 40 * 2**20  # above 8 million parameters, where no weights are packed
-    peaks = []
+    peaks, plans = [], []
     for settings in LOW_SETTINGS:
         runs = [run_python("-c", LOW, str(folder), repr(settings)) for _ in range(2)]
         for done in runs:
@@ -204,9 +204,12 @@ def test_offloading_and_smaller_moments_save_what_they_promise(tmp_path):
         planned, resident = min(tuple(map(int, done.stdout.split())) for done in runs)
         assert abs(resident / planned - 1) < 0.1, (settings, planned, resident)
         peaks.append(resident)
-    for peak in peaks[1:3]:
-        assert 0.85 < (peaks[0] - peak) / weights < 1.1, peaks
-    assert 1.6 < (peaks[0] - peaks[3]) / weights < 2.2, peaks  # 2.0
+        plans.append(planned)
+    for peak, plan in zip(peaks[1:3], plans[1:3], strict=True):
+        assert 0.95 < (plans[0] - plan) / weights < 1.05, plans
+        assert 0.65 < (peaks[0] - peak) / weights < 1.35, peaks
+    assert 1.9 < (plans[0] - plans[3]) / weights < 2.1, plans
+    assert 1.6 < (peaks[0] - peaks[3]) / weights < 2.4, peaks  # 2.0
 
 
 # ------------------------------------------------------------------------------------ the limit
