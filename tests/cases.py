@@ -96,21 +96,30 @@ def _norm(
     act: str = "silu",
     eps: float = 1e-5,
     scale_shift: bool = False,
-    **more: float,
+    more: int = 0,
+    **settings: float,
 ) -> Case:
-    shapes: dict[str, Shape] = {"x": (n, h, w, c), "weight": (c,), "bias": (c,)}
+    """Of `c` channels, of which the last `more` are in an array of their own."""
+    shapes: dict[str, Shape] = {"x": (n, h, w, c - more), "weight": (c,), "bias": (c,)}
     if scale_shift:
         shapes["scale_shift"] = (n, 2 * c)
+    if more:
+        shapes["more"] = (n, h, w, more)
     attrs = {"num_groups": groups, "eps": eps, "act": ACTS[act]}
-    return Case("group_norm", shapes, attrs, **more)
+    return Case("group_norm", shapes, attrs, **settings)
 
 
 def _attention(n: int, h: int, w: int, c: int, heads: int, **more: float) -> Case:
     return Case("attention", dict.fromkeys("qkv", (n, h, w, c)), {"heads": heads}, **more)
 
 
-def _linear(x: Shape, weight: Shape, bias: bool = True) -> Case:
-    shapes = {"x": x, "weight": weight} | ({"bias": weight[:1]} if bias else {})
+def _linear(x: Shape, weight: Shape, bias: bool = True, more: int = 0) -> Case:
+    """Of x's channels the last `more` are in an array of their own."""
+    shapes = {"x": (*x[:3], x[3] - more), "weight": weight}
+    if bias:
+        shapes["bias"] = weight[:1]
+    if more:
+        shapes["more"] = (*x[:3], more)
     return Case("linear", shapes)
 
 
@@ -173,6 +182,10 @@ OTHERS = [
     _linear((2, 16, 16, 96), (128, 96, 1, 1)),
     _linear((64, 1, 1, 128), (256, 128)),
     _linear((1, 1, 1, 512), (512, 512)),
+    _linear((1, 1, 1, 2), (1, 2), more=1),
+    _linear((2, 5, 7, 24), (36, 24, 1, 1), bias=False, more=7),
+    _linear((3, 16, 16, 96), (32, 96, 1, 1), more=32),
+    _linear((1, 8, 8, 640), (48, 640, 1, 1), more=40),
     _linear_pair((1, 1, 1, 1), 1, 1),
     _linear_pair((2, 3, 5, 7), 11, 13),
     _linear_pair((2, 3, 5, 7), 11, 13, transposed=True),
@@ -191,6 +204,14 @@ OTHERS = [
     _norm(2, 3, 3, 8, 8, act="none", scale_shift=True),
     _norm(1, 5, 3, 24, 2, act="gelu", scale_shift=True),
     _norm(2, 16, 16, 64, 32),
+    _norm(1, 1, 1, 4, 2, eps=0.1, more=1),
+    _norm(2, 5, 7, 6, 3, more=3),  # the seam is in the middle of a group
+    _norm(1, 4, 4, 96, 4, more=40),
+    _norm(1, 4, 4, 64, 4, more=32, act="none"),
+    _norm(2, 3, 5, 40, 8, scale_shift=True, more=21),
+    _norm(3, 16, 16, 96, 16, more=32),
+    _norm(1, 32, 32, 160, 32, more=64),
+    _norm(1, 16, 16, 32, 8, act="none", more=8, offset=300.0, tolerance=5e-5),
     _norm(1, 32, 32, 128, 32, eps=1e-6),
     # A mean of 300 standard deviations: (x - mean) in float32 keeps 300 * 6e-8 of rounding.
     _norm(1, 16, 16, 32, 8, act="none", offset=300.0, tolerance=5e-5),

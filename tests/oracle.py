@@ -72,8 +72,15 @@ def conv2d(
     return y * scale
 
 
-def linear(x: Array, weight: Array, bias: Array | None = None) -> Array:
-    """Product x W^T + bias over the last dimension; a (O, I, 1, 1) weight is a (O, I) one."""
+def _joined(x: Array, more: Array | None) -> Array:
+    return x if more is None else np.concatenate([x, more], axis=-1)
+
+
+def linear(
+    x: Array, weight: Array, bias: Array | None = None, more: Array | None = None
+) -> Array:
+    """Product [x, more] W^T + bias over the last dimension; a (O, I, 1, 1) weight is a (O, I) one."""
+    x = _joined(x, more)
     y = x @ weight.reshape(weight.shape[0], -1).T
     return y if bias is None else y + bias
 
@@ -97,12 +104,14 @@ def group_norm(
     weight: Array,
     bias: Array,
     scale_shift: Array | None = None,
+    more: Array | None = None,
     *,
     num_groups: float,
     eps: float,
     act: float,
 ) -> Array:
-    """act(GN(x) (1 + s) + b), (s, b) the two halves of scale_shift: (N, 2C)."""
+    """act(GN([x, more]) (1 + s) + b), (s, b) the two halves of scale_shift: (N, 2C)."""
+    x = _joined(x, more)
     n, h, w, c = x.shape
     groups = x.reshape(n, h * w, int(num_groups), -1)
     mean = groups.mean(axis=(1, 3), keepdims=True)

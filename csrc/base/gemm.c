@@ -142,18 +142,23 @@ static grid cut_grid(int64_t M, int64_t N, int nr, int threads) {
    read only once. */
 static void gemm_part(int64_t M, int64_t N, int64_t K, const float *a, int64_t rsa, int64_t csa,
                       const float *b, int64_t ldb, const float *bias, float *c, int64_t ldc,
-                      bool accumulate) {
+                      bool accumulate, const boot_gemm_more *more) {
     const bool deep = K > 2 * KC;
     const int64_t bm = deep ? M : MC, bn = deep ? N : NC;
     for (int64_t i = 0; i < M; i += bm)
-        for (int64_t j = 0; j < N; j += bn)
-            boot_gemm(least(M - i, bm), least(N - j, bn), K, a + i * rsa, rsa, csa, b + j, ldb,
-                      bias ? bias + j : NULL, c + i * ldc + j, ldc, accumulate);
+        for (int64_t j = 0; j < N; j += bn) {
+            const int64_t rows = least(M - i, bm), columns = least(N - j, bn);
+            boot_gemm(rows, columns, K, a + i * rsa, rsa, csa, b + j, ldb, bias ? bias + j : NULL,
+                      c + i * ldc + j, ldc, accumulate);
+            if (more->K)
+                boot_gemm(rows, columns, more->K, more->a + i * more->rsa, more->rsa, 1,
+                          b + K * ldb + j, ldb, NULL, c + i * ldc + j, ldc, true);
+        }
 }
 
-void boot_gemm_team(int64_t M, int64_t N, int64_t K, const float *a, int64_t rsa, int64_t csa,
-                    const float *b, int64_t ldb, const float *bias, float *c, int64_t ldc,
-                    bool accumulate) {
+void boot_gemm_team_more(int64_t M, int64_t N, int64_t K, const float *a, int64_t rsa, int64_t csa,
+                         const float *b, int64_t ldb, const float *bias, float *c, int64_t ldc,
+                         bool accumulate, const boot_gemm_more *more) {
     const int nr = boot_gemm_panels().nr;
     const grid g = cut_grid(M, N, nr, omp_get_num_threads());
 #pragma omp for collapse(2) schedule(static)
@@ -162,9 +167,18 @@ void boot_gemm_team(int64_t M, int64_t N, int64_t K, const float *a, int64_t rsa
             const int64_t m = g.row_tiles * i / g.rows * MAX_MR, n = g.panels * j / g.columns * nr;
             const int64_t m_end = least(M, g.row_tiles * (i + 1) / g.rows * MAX_MR);
             const int64_t n_end = least(N, g.panels * (j + 1) / g.columns * nr);
+            const boot_gemm_more rest = {more->K, more->K ? more->a + m * more->rsa : NULL,
+                                         more->rsa};
             gemm_part(m_end - m, n_end - n, K, a + m * rsa, rsa, csa, b + n, ldb,
-                      bias ? bias + n : NULL, c + m * ldc + n, ldc, accumulate);
+                      bias ? bias + n : NULL, c + m * ldc + n, ldc, accumulate, &rest);
         }
+}
+
+void boot_gemm_team(int64_t M, int64_t N, int64_t K, const float *a, int64_t rsa, int64_t csa,
+                    const float *b, int64_t ldb, const float *bias, float *c, int64_t ldc,
+                    bool accumulate) {
+    boot_gemm_team_more(M, N, K, a, rsa, csa, b, ldb, bias, c, ldc, accumulate,
+                        &(boot_gemm_more){0});
 }
 
 /* A block of at most 16 x 16. */

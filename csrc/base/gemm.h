@@ -36,6 +36,16 @@ void boot_gemm_team(int64_t M, int64_t N, int64_t K, const float *a, int64_t rsa
                     const float *b, int64_t ldb, const float *bias, float *c, int64_t ldc,
                     bool accumulate);
 
+/* The same, with K more columns of A in another array; B has their rows below the others. */
+typedef struct {
+    int64_t K;
+    const float *a;
+    int64_t rsa;
+} boot_gemm_more;
+void boot_gemm_team_more(int64_t M, int64_t N, int64_t K, const float *a, int64_t rsa, int64_t csa,
+                         const float *b, int64_t ldb, const float *bias, float *c, int64_t ldc,
+                         bool accumulate, const boot_gemm_more *more);
+
 /* dst (cols x rows, row stride ldd) = transpose of src (rows x cols, row stride lds). */
 void boot_transpose(int64_t rows, int64_t cols, const float *src, int64_t lds, float *dst,
                     int64_t ldd);

@@ -43,48 +43,9 @@ static void add_step(boot_plan *plan, boot_step_kind kind, int node) {
     plan->steps[plan->num_steps++] = (boot_step){kind, node};
 }
 
-/* Whether every node that makes or reads value `id` can do so with a pixel stride wider than its
- * channels. */
-static bool may_be_slice(const boot_plan *plan, int id) {
-    const boot_graph *graph = &plan->graph;
-    if (id < 0 || graph->values[id].kind != BOOT_VALUE_NODE || plan->inside[id] >= 0) return false;
-    const boot_node *producer = &graph->nodes[graph->values[id].index];
-    if ((producer->dense & BOOT_DENSE_OUT) ||
-        (producer->op->flags & (BOOT_OP_RECOMPUTE | BOOT_OP_CONCAT)))
-        return false;
-    for (int i = 0; i < graph->num_nodes; i++)
-        for (int j = 0; j < BOOT_MAX_INPUTS; j++)
-            if (graph->node_values[i][j] == id && (graph->nodes[i].dense >> j & 1)) return false;
-    return true;
-}
-
-/* Concatenation without copies: where both inputs may be slices, their producers write straight
- * into the output. */
-static void place_concats(boot_plan *plan) {
-    const boot_graph *graph = &plan->graph;
-    for (int i = 0; i < graph->num_nodes; i++) {
-        const int *in = graph->node_values[i];
-        if (!(graph->nodes[i].op->flags & BOOT_OP_CONCAT) || in[0] == in[1]) continue;
-        if (!may_be_slice(plan, in[0]) || !may_be_slice(plan, in[1])) continue;
-        plan->inside[in[0]] = plan->inside[in[1]] = graph->node_out[i];
-        plan->shift[in[1]] = graph->values[in[0]].shape.c;
-    }
-}
-
-/* The concatenation that is already in place needs no second computation. */
-static bool in_place(const boot_plan *plan, int node) {
-    const int first = plan->graph.node_values[node][0];
-    return first >= 0 && plan->inside[first] >= 0 &&
-           plan->inside[first] == plan->graph.node_out[node];
-}
-
 static boot_status value_buffer(boot_plan *plan, int id) {
-    const int whole = plan->inside[id] >= 0 ? plan->inside[id] : id;
-    if (plan->value_buffer[whole] < 0)
-        BOOT_TRY(new_buffer(plan, boot_count(&plan->graph.values[whole].shape),
-                            &plan->value_buffer[whole]));
-    plan->value_buffer[id] = plan->value_again[id] = plan->value_again[whole] =
-        plan->value_buffer[whole];
+    BOOT_TRY(new_buffer(plan, boot_count(&plan->graph.values[id].shape), &plan->value_buffer[id]));
+    plan->value_again[id] = plan->value_buffer[id];
     return BOOT_OK;
 }
 
@@ -111,7 +72,6 @@ static boot_status plan_forward_steps(boot_plan *plan) {
 static bool is_kept(const boot_plan *plan, int id) {
     const boot_graph *graph = &plan->graph;
     const boot_node *maker = &graph->nodes[graph->values[id].index];
-    if (plan->inside[id] >= 0 || in_place(plan, graph->values[id].index)) return true;
     if (maker->op->flags & BOOT_OP_RECOMPUTE) return false;
     if (!plan->checkpointing || !maker->block || id == plan->output) return true;
     for (int i = 0; i < graph->num_nodes; i++)
@@ -233,13 +193,11 @@ static boot_status allocate_tables(boot_plan *plan) {
     BOOT_TRY(boot_alloc((void **)&plan->buffers, plan->buffer_capacity * sizeof(boot_buffer), true,
                         "plan"));
     BOOT_TRY(boot_alloc((void **)&plan->steps, (3 * N + 1) * sizeof(boot_step), true, "plan"));
-    BOOT_TRY(boot_alloc((void **)&plan->value_buffer, 4 * V * sizeof(int), true, "plan"));
-    BOOT_TRY(boot_alloc((void **)&plan->shift, V * sizeof(int64_t), true, "plan"));
+    BOOT_TRY(boot_alloc((void **)&plan->value_buffer, 3 * V * sizeof(int), true, "plan"));
     BOOT_TRY(boot_alloc((void **)&plan->node_buffers, N * sizeof(boot_node_buffers), true, "plan"));
     plan->value_again = plan->value_buffer + V;
     plan->grad_buffer = plan->value_buffer + 2 * V;
-    plan->inside = plan->value_buffer + 3 * V;
-    memset(plan->value_buffer, -1, 4 * V * sizeof(int));
+    memset(plan->value_buffer, -1, 3 * V * sizeof(int));
     for (int i = 0; i < N; i++) {
         plan->node_buffers[i].saved = -1;
         memset(plan->node_buffers[i].din, -1, sizeof plan->node_buffers[i].din);
@@ -253,7 +211,6 @@ static boot_status fill_plan(boot_plan *plan, boot_plan_context *context) {
     if (plan->graph.status) return plan->graph.status; /* the builder failed; its message stands */
     BOOT_TRY(allocate_tables(plan));
     BOOT_TRY(plan_nodes(plan, context));
-    place_concats(plan);
     BOOT_TRY(plan_forward_steps(plan));
     if (plan->graph.training) BOOT_TRY(plan_backward_steps(plan));
     BOOT_TRY(boot_alloc((void **)&order, 2 * plan->num_buffers * sizeof(int), false, "plan"));
@@ -279,7 +236,6 @@ void boot_plan_close(boot_plan *plan) {
     boot_free(plan->steps);
     boot_free(plan->buffers);
     boot_free(plan->value_buffer);
-    boot_free(plan->shift);
     boot_free(plan->node_buffers);
     *plan = (boot_plan){0};
 }

@@ -39,8 +39,6 @@ typedef struct {
     int *value_buffer; /* per value: its buffer in the forward pass, -1 = not in the arena */
     int *value_again;  /* per value: its buffer when recomputed for backward, or value_buffer */
     int *grad_buffer;  /* per value: its gradient's buffer, -1 = none */
-    int *inside;       /* per value: the concatenation that it is written into at once, -1 = none */
-    int64_t *shift;    /* per value: first channel inside that concatenation */
     boot_node_buffers *node_buffers;
     int64_t arena_floats, scratch_floats; /* scratch lies behind arena_floats */
     int64_t pack_floats, own_pack_floats; /* packed weights kept: common to all plans; its own */

@@ -18,15 +18,8 @@ static float *value_data(const boot_plan *plan, const boot_run *run, int id, boo
     case BOOT_VALUE_PARAM:
         return run->weights + plan->graph.params->items[value->index].offset;
     default:
-        return buffer_data(plan, run, (backward ? plan->value_again : plan->value_buffer)[id]) +
-               plan->shift[id];
+        return buffer_data(plan, run, (backward ? plan->value_again : plan->value_buffer)[id]);
     }
-}
-
-/* Floats from pixel to pixel: those of the concatenation that the value lies in, if any. */
-static int64_t value_ld(const boot_plan *plan, int id) {
-    const int whole = plan->inside[id] >= 0 ? plan->inside[id] : id;
-    return plan->graph.values[whole].shape.ld;
 }
 
 /* The arrays that forward and backward share. Inputs that backward does not read stay NULL: their
@@ -42,12 +35,9 @@ static boot_call make_call(const boot_plan *plan, const boot_run *run, const boo
         call.in[j] = node->in[j];
         if (id < 0 || !(reads >> j & 1)) continue;
         call.in[j].data = value_data(plan, run, id, backward);
-        call.in[j].ld = value_ld(plan, id);
     }
-    if (reads & BOOT_READS_OUT) {
+    if (reads & BOOT_READS_OUT)
         call.out.data = value_data(plan, run, graph->node_out[step->node], backward);
-        call.out.ld = value_ld(plan, graph->node_out[step->node]);
-    }
     call.saved = buffer_data(plan, run, plan->node_buffers[step->node].saved);
     call.scratch = run->arena + plan->arena_floats;
     call.packs = run->packs;

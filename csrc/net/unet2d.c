@@ -47,12 +47,12 @@ static int linear_pair(builder *b, int x, const char *right, const char *left, b
                            (double[BOOT_MAX_ATTRS]){transposed});
 }
 
-/* A 1x1 convolution is a linear map of each pixel; only its weight's shape differs. */
-static int conv1x1(builder *b, int x, const char *key, int64_t out) {
-    const int w = boot_graph_param(b->graph, true, 4, (int64_t[]){out, channels_of(b, x), 1, 1},
-                                   "%s.weight", key);
+/* A 1x1 convolution of [x, more] is a linear map of each pixel; only its weight's shape differs. */
+static int conv1x1(builder *b, int x, int more, const char *key, int64_t out) {
+    const int64_t in = channels_of(b, x) + channels_of(b, more);
+    const int w = boot_graph_param(b->graph, true, 4, (int64_t[]){out, in, 1, 1}, "%s.weight", key);
     const int bias = vector(b, key, "bias", out);
-    return boot_graph_node(b->graph, &boot_op_linear, key, (int[]){x, w, bias, -1, -1}, NULL);
+    return boot_graph_node(b->graph, &boot_op_linear, key, (int[]){x, w, bias, more, -1}, NULL);
 }
 
 /* Convolutions are told which images are upsampled ones: those cost less. */
@@ -70,11 +70,13 @@ static int conv3x3(builder *b, int x, const char *key, int64_t out, int stride, 
         (double[BOOT_MAX_ATTRS]){stride, (double)pad_begin, 1, scale, 0, is_upsampled(b, x)});
 }
 
-static int group_norm(builder *b, int x, const char *key, int64_t groups, int act,
+/* Of [x, more]. */
+static int group_norm(builder *b, int x, int more, const char *key, int64_t groups, int act,
                       int scale_shift) {
-    const int w = vector(b, key, "weight", channels_of(b, x)),
-              bias = vector(b, key, "bias", channels_of(b, x));
-    return boot_graph_node(b->graph, &boot_op_group_norm, key, (int[]){x, w, bias, scale_shift, -1},
+    const int64_t C = channels_of(b, x) + channels_of(b, more);
+    const int w = vector(b, key, "weight", C), bias = vector(b, key, "bias", C);
+    return boot_graph_node(b->graph, &boot_op_group_norm, key,
+                           (int[]){x, w, bias, scale_shift, more},
                            (double[BOOT_MAX_ATTRS]){(double)groups, b->config->norm_eps, act});
 }
 
@@ -107,8 +109,9 @@ static int leave_block(builder *b, int out) {
 }
 
 /* ResnetBlock2D: conv2(act(norm2(conv1(act(norm1(x))) + time))) + shortcut(x), both branches
-   resampled first where the block changes size. */
-static int resnet(builder *b, int x, const char *prefix, int64_t out, resampling resample,
+   resampled first where the block changes size. skip: further channels of x, or -1; its first
+   operations take the two as they are. */
+static int resnet(builder *b, int x, int skip, const char *prefix, int64_t out, resampling resample,
                   double output_scale) {
     const boot_unet2d_config *c = b->config;
     const boot_op *const resample_op =
@@ -119,16 +122,20 @@ static int resnet(builder *b, int x, const char *prefix, int64_t out, resampling
     WITH_KEY(norm2, prefix, "norm2");
     WITH_KEY(conv2, prefix, "conv2");
     WITH_KEY(shortcut, prefix, "conv_shortcut");
+    if (skip >= 0 && channels_of(b, x) + channels_of(b, skip) == out) {
+        x = binary(b, &boot_op_concat, x, skip, prefix, 0); /* it is the residual as well */
+        skip = -1;
+    }
     enter_block(b);
-    int h = group_norm(b, x, norm1, c->norm_num_groups, c->act, -1);
+    int h = group_norm(b, x, skip, norm1, c->norm_num_groups, c->act, -1);
     if (resample != KEEP) {
         h = unary(b, resample_op, h, prefix, 0);
         x = unary(b, resample_op, x, prefix, 0);
     }
     const int temb = linear(b, b->emb, proj, c->scale_shift ? 2 * out : out);
     h = conv3x3(b, h, conv1, out, 1, 1, c->scale_shift ? -1 : temb, -1, 1);
-    h = group_norm(b, h, norm2, c->norm_num_groups, c->act, c->scale_shift ? temb : -1);
-    if (channels_of(b, x) != out) x = conv1x1(b, x, shortcut, out);
+    h = group_norm(b, h, -1, norm2, c->norm_num_groups, c->act, c->scale_shift ? temb : -1);
+    if (skip >= 0 || channels_of(b, x) != out) x = conv1x1(b, x, skip, shortcut, out);
     return leave_block(b, conv3x3(b, h, conv2, out, 1, 1, -1, x, 1 / output_scale));
 }
 
@@ -167,7 +174,7 @@ static int attention(builder *b, int x, const char *prefix, int64_t groups, doub
     WITH_KEY(to_v, prefix, "to_v");
     WITH_KEY(to_out, prefix, "to_out.0");
     enter_block(b);
-    const int h = groups ? group_norm(b, x, norm, groups, BOOT_ACT_NONE, -1) : x;
+    const int h = groups ? group_norm(b, x, -1, norm, groups, BOOT_ACT_NONE, -1) : x;
     const char *const keys[] = {to_q, to_k, to_v, to_out};
     const int64_t heads = head_dim ? C / head_dim : 1;
     const int out = heads == 1 && pairs_pay(b, h) ? attention_of_one_head(b, h, prefix, keys)
@@ -255,7 +262,7 @@ static int down_path(builder *b, int x, skip_stack *skips) {
     for (int i = 0; i < c->levels; i++) {
         for (int j = 0; j < c->layers_per_block && !b->graph->status; j++) {
             snprintf(key, sizeof key, "down_blocks.%d.resnets.%d", i, j);
-            x = resnet(b, x, key, c->channels[i], KEEP, 1);
+            x = resnet(b, x, -1, key, c->channels[i], KEEP, 1);
             snprintf(key, sizeof key, "down_blocks.%d.attentions.%d", i, j);
             if (c->down_attention[i]) x = attention(b, x, key, c->norm_num_groups, 1);
             push(skips, b, x);
@@ -264,7 +271,7 @@ static int down_path(builder *b, int x, skip_stack *skips) {
         snprintf(key, sizeof key, "down_blocks.%d.downsamplers.0%s", i,
                  c->down_resnet[i] ? "" : ".conv");
         x = c->down_resnet[i]
-                ? resnet(b, x, key, c->channels[i], DOWN, 1)
+                ? resnet(b, x, -1, key, c->channels[i], DOWN, 1)
                 : conv3x3(b, x, key, c->channels[i], 2, c->downsample_padding, -1, -1, 1);
         push(skips, b, x);
     }
@@ -275,11 +282,11 @@ static int mid_path(builder *b, int x) {
     const boot_unet2d_config *c = b->config;
     const int64_t C = c->channels[c->levels - 1];
     if (!c->mid_block) return x;
-    x = resnet(b, x, "mid_block.resnets.0", C, KEEP, c->mid_block_scale_factor);
+    x = resnet(b, x, -1, "mid_block.resnets.0", C, KEEP, c->mid_block_scale_factor);
     if (c->mid_attention)
         x = attention(b, x, "mid_block.attentions.0", c->mid_attention_groups,
                       c->mid_block_scale_factor);
-    return resnet(b, x, "mid_block.resnets.1", C, KEEP, c->mid_block_scale_factor);
+    return resnet(b, x, -1, "mid_block.resnets.1", C, KEEP, c->mid_block_scale_factor);
 }
 
 static int up_path(builder *b, int x, skip_stack *skips) {
@@ -290,13 +297,13 @@ static int up_path(builder *b, int x, skip_stack *skips) {
         for (int j = 0; j <= c->layers_per_block && !b->graph->status; j++) {
             snprintf(key, sizeof key, "up_blocks.%d.resnets.%d", i, j);
             const int skip = skips->count ? skips->ids[--skips->count] : -1;
-            x = resnet(b, binary(b, &boot_op_concat, x, skip, key, 0), key, C, KEEP, 1);
+            x = resnet(b, x, skip, key, C, KEEP, 1);
             snprintf(key, sizeof key, "up_blocks.%d.attentions.%d", i, j);
             if (c->up_attention[i]) x = attention(b, x, key, c->norm_num_groups, 1);
         }
         if (i + 1 == c->levels) break;
         snprintf(key, sizeof key, "up_blocks.%d.upsamplers.0%s", i, c->up_resnet[i] ? "" : ".conv");
-        x = c->up_resnet[i] ? resnet(b, x, key, C, UP, 1)
+        x = c->up_resnet[i] ? resnet(b, x, -1, key, C, UP, 1)
                             : conv3x3(b, unary(b, &boot_op_upsample_nearest, x, key, 0), key, C, 1,
                                       1, -1, -1, 1);
     }
@@ -316,7 +323,7 @@ int boot_unet2d_build(boot_graph *graph, const boot_unet2d_config *config, int64
                             (double[BOOT_MAX_ATTRS]){center ? 2 : 1, center ? -1 : 0});
     x = conv3x3(&b, x, "conv_in", config->channels[0], 1, 1, -1, -1, 1);
     x = up_path(&b, mid_path(&b, down_path(&b, x, &skips)), &skips);
-    x = group_norm(&b, x, "conv_norm_out", config->norm_num_groups, BOOT_ACT_SILU, -1);
+    x = group_norm(&b, x, -1, "conv_norm_out", config->norm_num_groups, BOOT_ACT_SILU, -1);
     x = conv3x3(&b, x, "conv_out", config->out_channels, 1, 1, -1, -1, 1);
     const bool divide = config->time_embedding == BOOT_TIME_FOURIER;
     return binary(&b, &boot_op_to_nchw, x, divide ? t : -1, "output", 0);

@@ -7,20 +7,12 @@ enum { A, B };
 
 static boot_status concat_infer(boot_node *node) {
     const boot_tensor *a = &node->in[A], *b = &node->in[B];
-    if (a->n != b->n || a->h != b->h || a->w != b->w)
-        return boot_fail(
-            BOOT_ERR_VALUE,
-            "concat (%s): a is (%lld, %lld, %lld, ...), b is (%lld, %lld, %lld, ...), expected "
-            "equal batch, height and width (is the sample size a multiple of the network's "
-            "downsampling factor?)",
-            node->name, (long long)a->n, (long long)a->h, (long long)a->w, (long long)b->n,
-            (long long)b->h, (long long)b->w);
+    BOOT_TRY(boot_expect_pixels(node, A, "a", B, "b"));
     node->out = boot_shape(a->n, a->h, a->w, a->c + b->c);
     return boot_expect_size(node, &node->out);
 }
 
-/* a: (N, H, W, Ca), b: (N, H, W, Cb), y: (N, H, W, Ca + Cb). An input that the plan already placed
-   inside y is left alone. */
+/* a: (N, H, W, Ca), b: (N, H, W, Cb), y: (N, H, W, Ca + Cb) */
 static boot_status concat_forward(const boot_node *node, const boot_call *call) {
     (void)node;
     const boot_tensor *y = &call->out;
@@ -28,7 +20,6 @@ static boot_status concat_forward(const boot_node *node, const boot_call *call) 
     for (int i = A; i <= B; i++) {
         const boot_tensor *x = &call->in[i];
         float *dst = y->data + (i == A ? 0 : call->in[A].c);
-        if (x->data == dst) continue;
 #pragma omp for schedule(static)
         for (int64_t r = 0; r < rows; r++)
             memcpy(dst + r * y->ld, x->data + r * x->ld, x->c * sizeof(float));
@@ -62,7 +53,7 @@ const boot_op boot_op_concat = {
     .inputs = "a b",
     .attrs = "",
     .doc = "y = [a, b] along channels. a: (N, H, W, Ca), b: (N, H, W, Cb).",
-    .flags = BOOT_OP_RECOMPUTE | BOOT_OP_CONCAT,
+    .flags = BOOT_OP_RECOMPUTE,
     .backward_reads = 0,
     .infer = concat_infer,
     .forward = concat_forward,

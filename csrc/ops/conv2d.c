@@ -119,9 +119,6 @@ static boot_status conv2d_plan(boot_node *node, void *context) {
         omp_set_num_threads(threads);
         BOOT_TRY(status);
         scratch = max64(scratch, floats);
-        if (!state->kernel[d]->fused && d != BOOT_CONV_DATA)
-            node->dense |= 1u << X; /* oneDNN: plain NHWC only */
-        if (!state->kernel[d]->fused && d == BOOT_CONV_FORWARD) node->dense |= BOOT_DENSE_OUT;
         if (!state->kernel[d]->team)
             node->outside |= d == BOOT_CONV_FORWARD ? BOOT_OUTSIDE_FORWARD : BOOT_OUTSIDE_BACKWARD;
         if (plan->packed && d != BOOT_CONV_WEIGHTS && state->kernel[d]->pack_need)

@@ -12,20 +12,21 @@
 
 /* Per-channel numbers of one image, each an array of C. */
 typedef struct {
-    float *rstd, *offset; /* xh = rstd x + offset */
-    float *gain;          /* of xh in z */
-    float *slope, *shift; /* z = slope x + shift */
-    float *q, *r;         /* dx = slope dz + q x + r */
+    double *mean, *square; /* on the way to rstd */
+    float *rstd, *offset;  /* xh = rstd x + offset */
+    float *gain;           /* of xh in z */
+    float *slope, *shift;  /* z = slope x + shift */
+    float *q, *r;          /* dx = slope dz + q x + r */
 } channel_terms;
 
 /* Sums over pixels run in two, of even and of odd ones, and of two vectors at a time: an addition
    takes three or four cycles, and two may begin in each. */
 enum { PAIR = 2 * BOOT_LANES };
 
-/* Sums of x - origin and its square of channels [c, c + 16) and, where there are two vectors, the
-   16 after them, which all exist then. */
+/* Sums of x - origin and, `apart` floats after them, of its square of channels [c, c + 16) and,
+   where there are two vectors, the 16 after them, which all exist then. */
 BOOT_INLINE void moments_of(const int vectors, int64_t pixels, int64_t C, int64_t c, const float *x,
-                            int64_t ld, const float *origin, float *sums) {
+                            int64_t ld, const float *origin, float *sums, int64_t apart) {
     boot_lanes v, o[2], s1[4] = {{0}}, s2[4] = {{0}};
     for (int i = 0; i < vectors; i++) {
         boot_load_part(&v, vectors == 2, origin, c + i * BOOT_LANES, C);
@@ -48,52 +49,66 @@ BOOT_INLINE void moments_of(const int vectors, int64_t pixels, int64_t C, int64_
         v = s1[i] + s1[2 + i];
         boot_store_lanes(sums, c + i * BOOT_LANES, C, &v);
         v = s2[i] + s2[2 + i];
-        boot_store_lanes(sums + C, c + i * BOOT_LANES, C, &v);
+        boot_store_lanes(sums + apart, c + i * BOOT_LANES, C, &v);
     }
 }
 
-/* Sums of x - origin and its square over `pixels` pixels; x: (pixels, C), sums: (2, C). */
+/* Sums of x - origin and its square over `pixels` pixels; x: (pixels, C), sums: (2, C) with rows of
+   `apart` floats. */
 BOOT_INLINE void moments_body(int64_t pixels, int64_t C, const float *restrict x, int64_t ld,
-                              const float *restrict origin, float *restrict sums) {
+                              const float *restrict origin, float *restrict sums, int64_t apart) {
     int64_t c = 0;
-    for (; c + PAIR <= C; c += PAIR) moments_of(2, pixels, C, c, x, ld, origin, sums);
-    for (; c < C; c += BOOT_LANES) moments_of(1, pixels, C, c, x, ld, origin, sums);
+    for (; c + PAIR <= C; c += PAIR) moments_of(2, pixels, C, c, x, ld, origin, sums, apart);
+    for (; c < C; c += BOOT_LANES) moments_of(1, pixels, C, c, x, ld, origin, sums, apart);
 }
 BOOT_MULTI_ISA(moments,
                (int64_t pixels, int64_t C, const float *x, int64_t ld, const float *origin,
-                float *sums),
-               (pixels, C, x, ld, origin, sums))
+                float *sums, int64_t apart),
+               (pixels, C, x, ld, origin, sums, apart))
 
-/* Mean of x - origin and variance of `count` channels from the sums of all chunks: (chunks, 2,
-   width). */
-BOOT_INLINE void channel_stats_body(int64_t count, int64_t chunks, int64_t width, int64_t pixels,
-                                    const float *restrict sums, double *restrict mean,
-                                    double *restrict variance) {
+/* Means of x - about and its square of `count` channels from the sums of all chunks: (chunks, 2)
+   rows of `apart` floats. */
+BOOT_INLINE void channel_means_body(int64_t count, int64_t chunks, int64_t apart, int64_t pixels,
+                                    const float *restrict sums, const float *restrict origin,
+                                    double about, double *restrict mean, double *restrict square) {
     const double part = 1.0 / (double)pixels;
-    for (int64_t c = 0; c < count; c++) mean[c] = sums[c], variance[c] = sums[width + c];
+    for (int64_t c = 0; c < count; c++) mean[c] = sums[c], square[c] = sums[apart + c];
     for (int64_t k = 1; k < chunks; k++) {
-        const float *more = sums + k * 2 * width;
-        for (int64_t c = 0; c < count; c++) mean[c] += more[c], variance[c] += more[width + c];
+        const float *more = sums + k * 2 * apart;
+        for (int64_t c = 0; c < count; c++) mean[c] += more[c], square[c] += more[apart + c];
     }
     for (int64_t c = 0; c < count; c++) {
-        mean[c] *= part;
-        variance[c] = variance[c] * part - mean[c] * mean[c];
+        const double m = mean[c] * part, variance = square[c] * part - m * m;
+        mean[c] = origin[c] - about + m;
+        square[c] = variance + mean[c] * mean[c];
     }
 }
-BOOT_MULTI_ISA(channel_stats,
-               (int64_t count, int64_t chunks, int64_t width, int64_t pixels, const float *sums,
-                double *mean, double *variance),
-               (count, chunks, width, pixels, sums, mean, variance))
+BOOT_MULTI_ISA(channel_means,
+               (int64_t count, int64_t chunks, int64_t apart, int64_t pixels, const float *sums,
+                const float *origin, double about, double *mean, double *square),
+               (count, chunks, apart, pixels, sums, origin, about, mean, square))
 
-/* stats: (groups, 2), of which the second becomes 1/sqrt(variance + eps). */
-BOOT_INLINE void finish_rstd_body(int64_t groups, const double *restrict variance, double eps,
+/* stats: (groups, 2), mean and 1/sqrt(variance + eps) of groups of D channels. mean, square: of the
+   channels, about `about`; those of the groups take their places. */
+BOOT_INLINE void group_stats_body(int64_t groups, int64_t D, double eps, double about,
+                                  double *restrict mean, double *restrict square,
                                   float *restrict stats) {
-    for (int64_t g = 0; g < groups; g++)
-        stats[2 * g + 1] = (float)(1.0 / sqrt((variance[g] > 0 ? variance[g] : 0) + eps));
+    const double part = 1.0 / (double)D;
+    for (int64_t g = 0; g < groups; g++) {
+        double m = 0, q = 0;
+        for (int64_t c = g * D; c < (g + 1) * D; c++) m += mean[c], q += square[c];
+        mean[g] = m * part, square[g] = q * part;
+    }
+    for (int64_t g = 0; g < groups; g++) {
+        const double variance = square[g] - mean[g] * mean[g];
+        stats[2 * g] = (float)(about + mean[g]);
+        stats[2 * g + 1] = (float)(1.0 / sqrt((variance > 0 ? variance : 0) + eps));
+    }
 }
-BOOT_MULTI_ISA(finish_rstd,
-               (int64_t groups, const double *variance, double eps, float *restrict stats),
-               (groups, variance, eps, stats))
+BOOT_MULTI_ISA(group_stats,
+               (int64_t groups, int64_t D, double eps, double about, double *mean, double *square,
+                float *stats),
+               (groups, D, eps, about, mean, square, stats))
 
 /* gain, slope and shift of channels [c, end) from rstd and offset; s, shift: of them, or NULL. */
 BOOT_INLINE void fold_terms_body(int64_t c, int64_t end, const float *restrict weight,
@@ -132,25 +147,27 @@ BOOT_MULTI_ISA(apply,
 /* dz: (pixels, C) = act'(z) dy */
 BOOT_INLINE void slopes_body(boot_act act, int64_t pixels, int64_t C, const float *restrict x,
                              int64_t ldx, const float *restrict dy, int64_t ldy,
-                             const channel_terms *t, float *restrict dz) {
+                             const channel_terms *t, float *restrict dz, int64_t ldz) {
     const float *restrict slope = t->slope, *restrict shift = t->shift;
 #define SLOPES(A)                                                                                  \
     for (int64_t p = 0; p < pixels; p++)                                                           \
         for (int64_t c = 0; c < C; c++)                                                            \
-            dz[p * C + c] =                                                                        \
+            dz[p * ldz + c] =                                                                      \
                 dy[p * ldy + c] * boot_act_slope(A, slope[c] * x[p * ldx + c] + shift[c]);
     BOOT_FOR_ACT(SLOPES)
 #undef SLOPES
 }
 BOOT_MULTI_ISA(slopes,
                (boot_act act, int64_t pixels, int64_t C, const float *x, int64_t ldx,
-                const float *dy, int64_t ldy, const channel_terms *t, float *restrict dz),
-               (act, pixels, C, x, ldx, dy, ldy, t, dz))
+                const float *dy, int64_t ldy, const channel_terms *t, float *restrict dz,
+                int64_t ldz),
+               (act, pixels, C, x, ldx, dy, ldy, t, dz, ldz))
 
-/* S1 and S2 += sums over pixels of channels [c, c + 16) and, of two vectors, the 16 after them. */
+/* S1 and, `apart` floats after it, S2 += sums over pixels of channels [c, c + 16) and, of two
+   vectors, the 16 after them. */
 BOOT_INLINE void grad_sums_of(const int vectors, int64_t pixels, int64_t C, int64_t c,
-                              const float *x, int64_t ldx, const float *dz, const channel_terms *t,
-                              float *sums) {
+                              const float *x, int64_t ldx, const float *dz, int64_t ldz,
+                              const channel_terms *t, float *sums, int64_t apart) {
     boot_lanes v, d, rstd[2], offset[2], s1[4] = {{0}}, s2[4] = {{0}};
     for (int i = 0; i < vectors; i++) {
         boot_load_part(&v, vectors == 2, t->rstd, c + i * BOOT_LANES, C);
@@ -161,7 +178,7 @@ BOOT_INLINE void grad_sums_of(const int vectors, int64_t pixels, int64_t C, int6
 #define ADD(AT)                                                                                    \
     for (int i = 0; i < vectors; i++) {                                                            \
         boot_load_part(&v, vectors == 2, x + p * ldx, c + i * BOOT_LANES, C);                      \
-        boot_load_part(&d, vectors == 2, dz + p * C, c + i * BOOT_LANES, C);                       \
+        boot_load_part(&d, vectors == 2, dz + p * ldz, c + i * BOOT_LANES, C);                     \
         s1[AT + i] += d;                                                                           \
         s2[AT + i] += d * (rstd[i] * v + offset[i]);                                               \
     }
@@ -172,40 +189,41 @@ BOOT_INLINE void grad_sums_of(const int vectors, int64_t pixels, int64_t C, int6
     }
     for (int i = 0; i < vectors; i++) {
         boot_load_part(&v, vectors == 2, sums, c + i * BOOT_LANES, C);
-        boot_load_part(&d, vectors == 2, sums + C, c + i * BOOT_LANES, C);
+        boot_load_part(&d, vectors == 2, sums + apart, c + i * BOOT_LANES, C);
         v += s1[i] + s1[2 + i], d += s2[i] + s2[2 + i];
         boot_store_lanes(sums, c + i * BOOT_LANES, C, &v);
-        boot_store_lanes(sums + C, c + i * BOOT_LANES, C, &d);
+        boot_store_lanes(sums + apart, c + i * BOOT_LANES, C, &d);
     }
 }
 
-/* S1 and S2 += sums over pixels; x, dz: (pixels, C), sums: (2, C). */
+/* S1 and S2 += sums over pixels; x, dz: (pixels, C), sums: (2, C) with rows of `apart` floats. */
 BOOT_INLINE void grad_sums_body(int64_t pixels, int64_t C, const float *restrict x, int64_t ldx,
-                                const float *restrict dz, const channel_terms *t,
-                                float *restrict sums) {
+                                const float *restrict dz, int64_t ldz, const channel_terms *t,
+                                float *restrict sums, int64_t apart) {
     int64_t c = 0;
-    for (; c + PAIR <= C; c += PAIR) grad_sums_of(2, pixels, C, c, x, ldx, dz, t, sums);
-    for (; c < C; c += BOOT_LANES) grad_sums_of(1, pixels, C, c, x, ldx, dz, t, sums);
+    for (; c + PAIR <= C; c += PAIR) grad_sums_of(2, pixels, C, c, x, ldx, dz, ldz, t, sums, apart);
+    for (; c < C; c += BOOT_LANES) grad_sums_of(1, pixels, C, c, x, ldx, dz, ldz, t, sums, apart);
 }
 BOOT_MULTI_ISA(grad_sums,
                (int64_t pixels, int64_t C, const float *x, int64_t ldx, const float *dz,
-                const channel_terms *t, float *sums),
-               (pixels, C, x, ldx, dz, t, sums))
+                int64_t ldz, const channel_terms *t, float *sums, int64_t apart),
+               (pixels, C, x, ldx, dz, ldz, t, sums, apart))
 
 /* dx = slope dz + q x + r, or dx += */
 BOOT_INLINE void grad_apply_body(int64_t pixels, int64_t C, const float *restrict x, int64_t ldx,
-                                 const float *restrict dz, const channel_terms *t, bool accumulate,
-                                 float *restrict dx, int64_t ldd) {
+                                 const float *restrict dz, int64_t ldz, const channel_terms *t,
+                                 bool accumulate, float *restrict dx, int64_t ldd) {
     const float *restrict slope = t->slope, *restrict q = t->q, *restrict r = t->r;
     for (int64_t p = 0; p < pixels; p++)
         for (int64_t c = 0; c < C; c++) {
-            const float own = slope[c] * dz[p * C + c] + (q[c] * x[p * ldx + c] + r[c]);
+            const float own = slope[c] * dz[p * ldz + c] + (q[c] * x[p * ldx + c] + r[c]);
             dx[p * ldd + c] = accumulate ? dx[p * ldd + c] + own : own;
         }
 }
 BOOT_MULTI_ISA(grad_apply,
                (int64_t pixels, int64_t C, const float *x, int64_t ldx, const float *dz,
-                const channel_terms *t, bool accumulate, float *restrict dx, int64_t ldd),
-               (pixels, C, x, ldx, dz, t, accumulate, dx, ldd))
+                int64_t ldz, const channel_terms *t, bool accumulate, float *restrict dx,
+                int64_t ldd),
+               (pixels, C, x, ldx, dz, ldz, t, accumulate, dx, ldd))
 
 #endif

@@ -1,5 +1,5 @@
-/* linear.c: y = x W^T + b over the rows of x; also the 1x1 convolution, whose weight is (O, I, 1,
- * 1).
+/* linear.c: y = [x, more] W^T + b over the rows of x; also the 1x1 convolution, whose weight is
+ * (O, I, 1, 1). `more`: further columns, of a concatenation that nobody has to make.
  *
  *   dx = dy W      dW = dy^T x      db = sum of dy over rows
  *
@@ -9,14 +9,15 @@
 #include "base/gemm.h"
 #include "ops/op.h"
 
-enum { X, WEIGHT, BIAS };
+enum { X, WEIGHT, BIAS, MORE };
 
 static boot_status linear_infer(boot_node *node) {
-    const boot_tensor *x = &node->in[X], *weight = &node->in[WEIGHT];
+    const boot_tensor *x = &node->in[X], *weight = &node->in[WEIGHT], *more = &node->in[MORE];
     const int64_t O = weight->n, I = boot_row(weight);
-    if (x->c != I)
+    if (x->c + more->c != I)
         return boot_fail(BOOT_ERR_VALUE, "linear (%s): x has %lld channels, weight expects %lld",
-                         node->name, (long long)x->c, (long long)I);
+                         node->name, (long long)(x->c + more->c), (long long)I);
+    if (more->n) BOOT_TRY(boot_expect_pixels(node, X, "x", MORE, "more"));
     if (node->in[BIAS].n) BOOT_TRY(boot_expect_count(node, BIAS, "bias", O));
     node->out = boot_shape(x->n, x->h, x->w, O);
     node->scratch_floats = O * I; /* W^T */
@@ -38,7 +39,7 @@ static const float *transposed_weight(const boot_call *call, int64_t O, int64_t 
 }
 
 static boot_status linear_pack(const boot_node *node, const boot_call *call) {
-    const int64_t O = node->out.c, I = node->in[X].c;
+    const int64_t O = node->out.c, I = node->in[X].c + node->in[MORE].c;
     float *transposed;
     bool fresh;
     BOOT_TRY(boot_packs_get(call->packs, call->in[WEIGHT].data, &boot_op_linear, O * I, &transposed,
@@ -49,39 +50,44 @@ static boot_status linear_pack(const boot_node *node, const boot_call *call) {
     return BOOT_OK;
 }
 
-/* x: (M, I) with row stride ld, weight: (O, I), bias: (O), y: (M, O) */
+/* x, more: (M, I) together, each with row stride ld, weight: (O, I), bias: (O), y: (M, O) */
 static boot_status linear_forward(const boot_node *node, const boot_call *call) {
     (void)node;
-    const boot_tensor *x = &call->in[X], *y = &call->out;
-    const int64_t M = boot_pixels(x), I = x->c, O = y->c;
-    boot_gemm_team(M, O, I, x->data, x->ld, 1, transposed_weight(call, O, I), O,
-                   call->in[BIAS].data, y->data, y->ld, false);
+    const boot_tensor *x = &call->in[X], *more = &call->in[MORE], *y = &call->out;
+    const int64_t M = boot_pixels(x), I = x->c + more->c, O = y->c;
+    boot_gemm_team_more(M, O, x->c, x->data, x->ld, 1, transposed_weight(call, O, I), O,
+                        call->in[BIAS].data, y->data, y->ld, false,
+                        &(boot_gemm_more){more->c, more->data, more->ld});
     return BOOT_OK;
 }
 
 static boot_status linear_backward(const boot_node *node, const boot_call *call) {
     (void)node;
-    const boot_tensor *x = &call->in[X], *dy = &call->dout, *dx = &call->din[X];
-    const int64_t M = boot_pixels(dy), I = x->c, O = dy->c;
-    float *db = call->din[BIAS].data;
-    if (dx->data)
-        boot_gemm_team(M, I, O, dy->data, dy->ld, 1, call->in[WEIGHT].data, I, NULL, dx->data,
-                       dx->ld, call->accumulate[X]);
-    if (call->din[WEIGHT].data)
-        boot_gemm_team(O, I, M, dy->data, 1, dy->ld, x->data, x->ld, NULL, call->din[WEIGHT].data,
-                       I, false);
+    const boot_tensor *dy = &call->dout;
+    const int64_t M = boot_pixels(dy), I = call->in[X].c + call->in[MORE].c, O = dy->c;
+    float *db = call->din[BIAS].data, *dw = call->din[WEIGHT].data;
+    for (int i = X; i <= MORE; i += MORE) {
+        const boot_tensor *x = &call->in[i], *dx = &call->din[i];
+        const int64_t first = i == X ? 0 : call->in[X].c;
+        if (dx->data)
+            boot_gemm_team(M, x->c, O, dy->data, dy->ld, 1, call->in[WEIGHT].data + first, I, NULL,
+                           dx->data, dx->ld, call->accumulate[i]);
+        if (dw && x->data)
+            boot_gemm_team(O, x->c, M, dy->data, 1, dy->ld, x->data, x->ld, NULL, dw + first, I,
+                           false);
+    }
     if (db) boot_column_sums_team(M, O, dy->data, dy->ld, db);
     return BOOT_OK;
 }
 
 const boot_op boot_op_linear = {
     .name = "linear",
-    .inputs = "x weight bias?",
+    .inputs = "x weight bias? more?",
     .attrs = "",
-    .doc = "y = x W^T + b. x: (N, H, W, I), weight: (O, I) or (O, I, 1, 1), bias: (O), y: (N, H, "
-           "W, O).",
+    .doc = "y = [x, more] W^T + b. x: (N, H, W, Ix), more: (N, H, W, I - Ix), weight: (O, I) or "
+           "(O, I, 1, 1), bias: (O), y: (N, H, W, O).",
     .flags = 0,
-    .backward_reads = 1u << X | 1u << WEIGHT,
+    .backward_reads = 1u << X | 1u << WEIGHT | 1u << MORE,
     .infer = linear_infer,
     .pack = linear_pack,
     .forward = linear_forward,

@@ -25,6 +25,18 @@ boot_status boot_expect_count(const boot_node *node, int i, const char *input, i
                      node->name, input, (long long)found, (long long)count);
 }
 
+boot_status boot_expect_pixels(const boot_node *node, int i, const char *first, int j,
+                               const char *second) {
+    const boot_tensor *a = &node->in[i], *b = &node->in[j];
+    if (a->n == b->n && a->h == b->h && a->w == b->w) return BOOT_OK;
+    return boot_fail(BOOT_ERR_VALUE,
+                     "%s (%s): %s is (%lld, %lld, %lld, ...), %s is (%lld, %lld, %lld, ...), "
+                     "expected equal batch, height and width (is the sample size a multiple of the "
+                     "network's downsampling factor?)",
+                     node->op->name, node->name, first, (long long)a->n, (long long)a->h,
+                     (long long)a->w, second, (long long)b->n, (long long)b->h, (long long)b->w);
+}
+
 boot_status boot_expect_size(const boot_node *node, const boot_tensor *shape) {
     int64_t size;
     if (shape->n < 1 || shape->h < 1 || shape->w < 1 || shape->c < 1)

@@ -33,8 +33,6 @@ typedef struct {
 enum {
     BOOT_OP_RECOMPUTE = 1, /* so cheap that backward recomputes the output instead of keeping it */
     BOOT_OP_NO_GRADIENT = 2, /* a source: nothing flows back through it */
-    BOOT_OP_CONCAT =
-        4 /* output is its inputs side by side: the plan may place them there at once */
 };
 
 /* One operation. forward and backward are called by every thread of a team with the same arguments:
@@ -63,7 +61,6 @@ typedef struct {
 } boot_op;
 
 #define BOOT_READS_OUT (1u << 31)
-#define BOOT_DENSE_OUT (1u << 31)
 
 /* One use of an operation: shapes only, no memory but what `state` holds. */
 struct boot_node {
@@ -79,9 +76,6 @@ struct boot_node {
        and then passes din[i].data == dout.data. -1: none. */
     int grad_alias;
     int64_t saved_floats, scratch_floats;
-    /* Set by plan where a kernel needs dense pixels (ld == c): bit i for in[i], bit 31 for out.
-       Elsewhere the plan may hand out channel slices of a wider tensor. */
-    unsigned dense;
     boot_pack_need packs[2]; /* what it keeps where packed weights are kept; floats 0: nothing */
     /* Set by plan where a kernel brings threads of its own, bit 0 for forward, bit 1 for backward:
        called by one thread, outside of the team. */
@@ -102,6 +96,10 @@ const boot_op *boot_find_op(const char *name); /* NULL: unknown */
 
 /* Fails naming op and input unless node->in[i] is a vector of `count` numbers. */
 boot_status boot_expect_count(const boot_node *node, int i, const char *input, int64_t count);
+
+/* Fails naming op and inputs unless in[i] and in[j] have the same batch, height and width. */
+boot_status boot_expect_pixels(const boot_node *node, int i, const char *first, int j,
+                               const char *second);
 
 /* The checked number of elements of a shape, for infer. */
 boot_status boot_expect_size(const boot_node *node, const boot_tensor *shape);
