@@ -44,8 +44,8 @@ class Case:
 
 def attrs_of(case: Case, kernel: int = AUTO) -> dict[str, float]:
     """Every attribute of a case, with the convolution kernel to use."""
-    own = {"kernel": kernel, "upsampled": 0} if case.op == "conv2d" else {}
-    return {**case.attrs, **own}
+    own = {"upsampled": 0, **case.attrs, "kernel": kernel} if case.op == "conv2d" else case.attrs
+    return dict(own)
 
 
 def make_inputs(case: Case) -> dict[str, Array]:
@@ -77,14 +77,16 @@ def _conv(
     pad: tuple[int, int] | None = None,
     extras: str = "bias",
     scale: float = 1.0,
+    upsampled: bool = False,
 ) -> Case:
+    """x: (n, h, w, i), upsampled or as it is."""
     begin, end = pad if pad is not None else (k // 2, k // 2)
-    ho, wo = ((size + begin + end - k) // stride + 1 for size in (h, w))
+    ho, wo = (((size << upsampled) + begin + end - k) // stride + 1 for size in (h, w))
     shapes: dict[str, Shape] = {"x": (n, h, w, i), "weight": (o, i, k, k)}
     optional: dict[str, Shape] = {"bias": (o,), "temb": (n, o), "residual": (n, ho, wo, o)}
     shapes |= {name: optional[name] for name in extras.split()}
     attrs = {"stride": stride, "pad_begin": begin, "pad_end": end, "scale": scale}
-    return Case("conv2d", shapes, attrs)
+    return Case("conv2d", shapes, attrs | ({"upsampled": 1} if upsampled else {}))
 
 
 def _norm(
@@ -157,6 +159,11 @@ CONV2D = [
     _conv(1, 32, 32, 128, 128, extras="bias"),
     _conv(1, 32, 32, 3, 64),
     _conv(1, 32, 32, 64, 3),
+    _conv(1, 1, 1, 1, 1, upsampled=True),
+    _conv(2, 3, 5, 17, 19, extras="", upsampled=True),
+    _conv(3, 4, 4, 96, 96, upsampled=True),
+    _conv(1, 8, 7, 40, 72, extras="bias temb residual", scale=0.5, upsampled=True),
+    _conv(2, 16, 16, 64, 64, upsampled=True),
     _conv(1, 7, 9, 8, 16, pad=(0, 0)),
     _conv(1, 6, 6, 16, 8, pad=(0, 1)),
     # 3x3, stride 2: symmetric padding, and diffusers' downsample_padding = 0 (right and bottom)

@@ -53,9 +53,11 @@ def conv2d(
     pad_end: float,
     scale: float,
     kernel: float = 0,
+    upsampled: float = 0,
 ) -> Array:
     """(conv(x) + bias + temb + residual) * scale; `kernel` says how to compute, not what."""
     step, k = int(stride), weight.shape[2]
+    x = upsample_nearest(x) if upsampled else x
     pad = (int(pad_begin), int(pad_end))
     padded = np.pad(x, ((0, 0), pad, pad, (0, 0)))
     # windows: (N, Ho, Wo, I, k, k)

@@ -101,7 +101,8 @@ def test_packed_weights_follow_the_weights(kernel):
     for count in (1, 3, 1):
         x, t, labels = inputs(count)
         plain.forward(x, t, labels)
-        able = [key for key in plain.kernels if " s1 " in key]  # winograd knows no stride
+        # winograd knows no stride, and the direct one takes no image that is upsampled on the way
+        able = [key for key in plain.kernels if " s1 " in key and "doubled" not in key]
         for each in (net, plain):
             each.pin_kernels(plain.kernels | dict.fromkeys(able, kernel))
             each.keep_packed(each is net)

@@ -131,8 +131,3 @@ int boot_graph_node(boot_graph *graph, const boot_op *op, const char *name, cons
 boot_tensor boot_graph_shape(const boot_graph *graph, int id) {
     return graph->status || id < 0 ? (boot_tensor){0} : graph->values[id].shape;
 }
-
-const boot_op *boot_graph_op(const boot_graph *graph, int id) {
-    const bool made = id >= 0 && graph->values[id].kind == BOOT_VALUE_NODE;
-    return made ? graph->nodes[graph->values[id].index].op : NULL;
-}

@@ -61,7 +61,4 @@ int boot_graph_node(boot_graph *graph, const boot_op *op, const char *name, cons
 /* The shape of value `id`; all zero after a failure. */
 boot_tensor boot_graph_shape(const boot_graph *graph, int id);
 
-/* The operation that value `id` comes from, or NULL. */
-const boot_op *boot_graph_op(const boot_graph *graph, int id);
-
 #endif

@@ -55,19 +55,24 @@ static int conv1x1(builder *b, int x, int more, const char *key, int64_t out) {
     return boot_graph_node(b->graph, &boot_op_linear, key, (int[]){x, w, bias, more, -1}, NULL);
 }
 
-/* Convolutions are told which images are upsampled ones: those cost less. */
-static bool is_upsampled(builder *b, int x) {
-    return boot_graph_op(b->graph, x) == &boot_op_upsample_nearest;
-}
-
-static int conv3x3(builder *b, int x, const char *key, int64_t out, int stride, int64_t pad_begin,
-                   int temb, int residual, double scale) {
+/* attrs: stride, padding at the begin and at the end, scale, kernel, upsampled. */
+static int conv_node(builder *b, int x, const char *key, int64_t out, int temb, int residual,
+                     const double attrs[BOOT_MAX_ATTRS]) {
     const int w = boot_graph_param(b->graph, true, 4, (int64_t[]){out, channels_of(b, x), 3, 3},
                                    "%s.weight", key);
     const int bias = vector(b, key, "bias", out);
-    return boot_graph_node(
-        b->graph, &boot_op_conv2d, key, (int[]){x, w, bias, temb, residual},
-        (double[BOOT_MAX_ATTRS]){stride, (double)pad_begin, 1, scale, 0, is_upsampled(b, x)});
+    return boot_graph_node(b->graph, &boot_op_conv2d, key, (int[]){x, w, bias, temb, residual},
+                           attrs);
+}
+
+/* Of the same size as x, or of twice the size: of x upsampled. */
+static int conv3x3(builder *b, int x, const char *key, int64_t out, bool upsampled) {
+    return conv_node(b, x, key, out, -1, -1, (double[]){1, 1, 1, 1, 0, upsampled});
+}
+
+static int conv_down(builder *b, int x, const char *key, int64_t out) {
+    const double pad_begin = (double)b->config->downsample_padding;
+    return conv_node(b, x, key, out, -1, -1, (double[]){2, pad_begin, 1, 1, 0, 0});
 }
 
 /* Of [x, more]. */
@@ -128,15 +133,15 @@ static int resnet(builder *b, int x, int skip, const char *prefix, int64_t out, 
     }
     enter_block(b);
     int h = group_norm(b, x, skip, norm1, c->norm_num_groups, c->act, -1);
-    if (resample != KEEP) {
-        h = unary(b, resample_op, h, prefix, 0);
-        x = unary(b, resample_op, x, prefix, 0);
-    }
+    if (resample == DOWN) h = unary(b, &boot_op_mean2x2, h, prefix, 0);
+    if (resample != KEEP) x = unary(b, resample_op, x, prefix, 0);
     const int temb = linear(b, b->emb, proj, c->scale_shift ? 2 * out : out);
-    h = conv3x3(b, h, conv1, out, 1, 1, c->scale_shift ? -1 : temb, -1, 1);
+    h = conv_node(b, h, conv1, out, c->scale_shift ? -1 : temb, -1,
+                  (double[]){1, 1, 1, 1, 0, resample == UP});
     h = group_norm(b, h, -1, norm2, c->norm_num_groups, c->act, c->scale_shift ? temb : -1);
     if (skip >= 0 || channels_of(b, x) != out) x = conv1x1(b, x, skip, shortcut, out);
-    return leave_block(b, conv3x3(b, h, conv2, out, 1, 1, -1, x, 1 / output_scale));
+    return leave_block(
+        b, conv_node(b, h, conv2, out, -1, x, (double[]){1, 1, 1, 1 / output_scale, 0, 0}));
 }
 
 /* Whether W = L R costs less than a product with each: more rows than channels, or none at all. */
@@ -270,9 +275,8 @@ static int down_path(builder *b, int x, skip_stack *skips) {
         if (i + 1 == c->levels) break;
         snprintf(key, sizeof key, "down_blocks.%d.downsamplers.0%s", i,
                  c->down_resnet[i] ? "" : ".conv");
-        x = c->down_resnet[i]
-                ? resnet(b, x, -1, key, c->channels[i], DOWN, 1)
-                : conv3x3(b, x, key, c->channels[i], 2, c->downsample_padding, -1, -1, 1);
+        x = c->down_resnet[i] ? resnet(b, x, -1, key, c->channels[i], DOWN, 1)
+                              : conv_down(b, x, key, c->channels[i]);
         push(skips, b, x);
     }
     return x;
@@ -303,9 +307,7 @@ static int up_path(builder *b, int x, skip_stack *skips) {
         }
         if (i + 1 == c->levels) break;
         snprintf(key, sizeof key, "up_blocks.%d.upsamplers.0%s", i, c->up_resnet[i] ? "" : ".conv");
-        x = c->up_resnet[i] ? resnet(b, x, -1, key, C, UP, 1)
-                            : conv3x3(b, unary(b, &boot_op_upsample_nearest, x, key, 0), key, C, 1,
-                                      1, -1, -1, 1);
+        x = c->up_resnet[i] ? resnet(b, x, -1, key, C, UP, 1) : conv3x3(b, x, key, C, true);
     }
     return x;
 }
@@ -321,10 +323,10 @@ int boot_unet2d_build(boot_graph *graph, const boot_unet2d_config *config, int64
     b.emb = embeddings(&b, t);
     int x = boot_graph_node(graph, &boot_op_to_nhwc, "sample", (int[]){sample, -1, -1, -1, -1},
                             (double[BOOT_MAX_ATTRS]){center ? 2 : 1, center ? -1 : 0});
-    x = conv3x3(&b, x, "conv_in", config->channels[0], 1, 1, -1, -1, 1);
+    x = conv3x3(&b, x, "conv_in", config->channels[0], false);
     x = up_path(&b, mid_path(&b, down_path(&b, x, &skips)), &skips);
     x = group_norm(&b, x, -1, "conv_norm_out", config->norm_num_groups, BOOT_ACT_SILU, -1);
-    x = conv3x3(&b, x, "conv_out", config->out_channels, 1, 1, -1, -1, 1);
+    x = conv3x3(&b, x, "conv_out", config->out_channels, false);
     const bool divide = config->time_embedding == BOOT_TIME_FOURIER;
     return binary(&b, &boot_op_to_nchw, x, divide ? t : -1, "output", 0);
 }

@@ -31,19 +31,21 @@ static boot_conv_shape shape_of(const boot_node *node) {
     const boot_tensor *x = &node->in[X], *weight = &node->in[WEIGHT];
     const int64_t k = weight->w, stride = (int64_t)node->attr[STRIDE];
     const int64_t begin = (int64_t)node->attr[PAD_BEGIN], end = (int64_t)node->attr[PAD_END];
+    const bool upsampled = node->attr[UPSAMPLED] != 0;
+    const int64_t H = upsampled ? 2 * x->h : x->h, W = upsampled ? 2 * x->w : x->w;
     return (boot_conv_shape){.N = x->n,
-                             .H = x->h,
-                             .W = x->w,
+                             .H = H,
+                             .W = W,
                              .I = x->c,
                              .O = weight->n,
                              .k = k,
-                             .Ho = stride ? (x->h + begin + end - k) / stride + 1 : 0,
-                             .Wo = stride ? (x->w + begin + end - k) / stride + 1 : 0,
+                             .Ho = stride ? (H + begin + end - k) / stride + 1 : 0,
+                             .Wo = stride ? (W + begin + end - k) / stride + 1 : 0,
                              .stride = stride,
                              .pad_begin = begin,
                              .pad_end = end,
                              .has_bias = node->in[BIAS].n > 0,
-                             .upsampled = node->attr[UPSAMPLED] != 0};
+                             .upsampled = upsampled};
 }
 
 static boot_status conv2d_infer(boot_node *node) {
@@ -57,23 +59,18 @@ static boot_status conv2d_infer(boot_node *node) {
             (long long)x->c);
     if ((s.k != 1 && s.k != 3) || (s.stride != 1 && s.stride != 2) || s.pad_begin < 0 ||
         s.pad_begin > 1 || s.pad_end < 0 || s.pad_end > 1 || s.Ho < 1 || s.Wo < 1 ||
-        x->h + s.pad_begin + s.pad_end < s.k || x->w + s.pad_begin + s.pad_end < s.k)
+        s.H + s.pad_begin + s.pad_end < s.k || s.W + s.pad_begin + s.pad_end < s.k)
         return boot_fail(
             BOOT_ERR_VALUE,
             "conv2d (%s): kernel %lld, stride %lld, padding %lld and %lld on %lld x %lld pixels, "
             "expected kernel 1 or 3, stride 1 or 2, padding 0 or 1, and room for one output",
             node->name, (long long)s.k, (long long)s.stride, (long long)s.pad_begin,
-            (long long)s.pad_end, (long long)x->h, (long long)x->w);
+            (long long)s.pad_end, (long long)s.H, (long long)s.W);
     const double kernel = node->attr[KERNEL];
     if (!(kernel >= 0 && kernel < BOOT_NUM_CONV_KERNELS) || kernel != (int)kernel)
         return boot_fail(BOOT_ERR_VALUE,
                          "conv2d (%s): kernel is %g, expected a whole number in [0, %d]",
                          node->name, kernel, BOOT_NUM_CONV_KERNELS - 1);
-    if (s.upsampled && (s.H % 2 || s.W % 2))
-        return boot_fail(
-            BOOT_ERR_VALUE,
-            "conv2d (%s): an upsampled image of %lld x %lld pixels, expected even sizes",
-            node->name, (long long)s.H, (long long)s.W);
     node->out = boot_shape(s.N, s.Ho, s.Wo, s.O);
     if (node->in[BIAS].n) BOOT_TRY(boot_expect_count(node, BIAS, "bias", s.O));
     if (node->in[TEMB].n) BOOT_TRY(boot_expect_count(node, TEMB, "temb", s.N * s.O));
@@ -314,8 +311,8 @@ const boot_op boot_op_conv2d = {
     .inputs = "x weight bias? temb? residual?",
     .attrs = "stride pad_begin pad_end scale kernel? upsampled?",
     .doc = "y = scale (conv(x) + bias + temb + residual). x: (N, H, W, I), weight: (O, I, k, k), "
-           "bias: (O), temb: (N, O), residual, y: (N, Ho, Wo, O). upsampled: x repeats each pixel "
-           "2x2; only sums of dx over those matter.",
+           "bias: (O), temb: (N, O), residual, y: (N, Ho, Wo, O). upsampled: x is (N, H/2, W/2, "
+           "I), and each of its pixels stands for 2x2.",
     .backward_reads = 1u << X | 1u << WEIGHT,
     .overwrites = 1u << X,
     .infer = conv2d_infer,

@@ -21,8 +21,8 @@ typedef struct {
     int64_t Ho, Wo, O;  /* output images */
     int64_t k, stride, pad_begin, pad_end;
     bool has_bias;
-    /* x holds each pixel of a smaller image 2x2 times (upsample_nearest), and of dx only the sums
-       over those 2x2 matter. Kernels may use it. */
+    /* x and dx are (N, H/2, W/2, I): each pixel stands for 2x2 of the image (upsample_nearest).
+       Most kernels do not apply. */
     bool upsampled;
 } boot_conv_shape;
 
@@ -30,8 +30,9 @@ typedef struct {
  */
 enum { BOOT_CONV_SLACK = 16 };
 
-/* Arrays of one call. x, dx: (N, H, W, I) with pixel stride ldx; y, dy, residual: (N, Ho, Wo, O)
-   with pixel strides ldy, ldr; weight, dweight: (O, I, k, k) dense; bias: (O); temb: (N, O). */
+/* Arrays of one call. x, dx: (N, H, W, I), halved where upsampled, with pixel stride ldx; y, dy,
+   residual: (N, Ho, Wo, O) with pixel strides ldy, ldr; weight, dweight: (O, I, k, k) dense; bias:
+   (O); temb: (N, O). */
 typedef struct {
     const float *x, *weight, *bias, *temb, *residual, *dy;
     float *y, *dx, *dweight;

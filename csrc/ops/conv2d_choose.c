@@ -81,7 +81,7 @@ boot_status boot_conv_choose(const char *name, int pinned, const boot_conv_shape
              direction_name[direction], (long long)s->N, (long long)s->H, (long long)s->W,
              (long long)s->I, (long long)s->O, (long long)s->k, (long long)s->stride,
              (long long)s->pad_begin, (long long)s->pad_end, omp_get_max_threads(),
-             s->upsampled ? " upsampled" : "",
+             s->upsampled ? " doubled" : "",
              !kept           ? ""
              : context->cold ? " packed cold"
              : context->far  ? " packed far"

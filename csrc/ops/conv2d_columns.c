@@ -340,7 +340,8 @@ static bool columns_applies(const boot_conv_shape *s, boot_conv_direction direct
     if (direction != BOOT_CONV_WEIGHTS && spreads(s, data) &&
         pixels_in(s, data) > MOST_SPREAD / lanes_of(s->k * s->k * (data ? s->I : s->O)))
         return false;
-    return s->k == 3 && (s->stride > 1 || is_thin(s->I, s->k) || is_thin(s->O, s->k)) &&
+    return !s->upsampled && s->k == 3 &&
+           (s->stride > 1 || is_thin(s->I, s->k) || is_thin(s->O, s->k)) &&
            (s->stride > 1 || s->pad_begin == s->pad_end);
 }
 

@@ -262,12 +262,13 @@ static boot_pack_need conv_pack_need(const void *opaque, const boot_conv_shape *
 
 static bool direct_applies(const boot_conv_shape *c, boot_conv_direction direction) {
     (void)direction;
-    return fits_int(c);
+    return !c->upsampled && fits_int(c);
 }
 
 static bool winograd_applies(const boot_conv_shape *c, boot_conv_direction direction) {
     (void)direction;
-    return c->k == 3 && c->stride == 1 && c->pad_begin == 1 && c->pad_end == 1 && fits_int(c);
+    return !c->upsampled && c->k == 3 && c->stride == 1 && c->pad_begin == 1 && c->pad_end == 1 &&
+           fits_int(c);
 }
 
 static boot_status direct_create(const boot_conv_shape *c, boot_conv_direction direction,

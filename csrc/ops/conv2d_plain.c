@@ -29,8 +29,9 @@ static boot_status plain_create(const boot_conv_shape *c, boot_conv_direction di
                     const int64_t h = i * c->stride + a - c->pad_begin;                            \
                     const int64_t w = j * c->stride + b - c->pad_begin;                            \
                     if (h < 0 || w < 0 || h >= c->H || w >= c->W) continue;                        \
-                    const int64_t in = (n * c->H + h) * c->W + w,                                  \
-                                  out = (n * c->Ho + i) * c->Wo + j;                               \
+                    const int up = c->upsampled; /* the pixel that stands for (h, w) */            \
+                    const int64_t in = (n * (c->H >> up) + (h >> up)) * (c->W >> up) + (w >> up);  \
+                    const int64_t out = (n * c->Ho + i) * c->Wo + j;                               \
                     BODY                                                                           \
                 }
 
@@ -56,7 +57,8 @@ static void plain_forward(const boot_conv_shape *c, const boot_conv_args *t) {
 static void plain_data(const boot_conv_shape *c, const boot_conv_args *t) {
 #pragma omp parallel for schedule(static)
     for (int64_t n = 0; n < c->N; n++) {
-        for (int64_t p = n * c->H * c->W; !t->accumulate && p < (n + 1) * c->H * c->W; p++)
+        const int64_t pixels = (c->H >> c->upsampled) * (c->W >> c->upsampled);
+        for (int64_t p = n * pixels; !t->accumulate && p < (n + 1) * pixels; p++)
             memset(t->dx + p * t->ldx, 0, c->I * sizeof(float));
         FOR_EACH_TAP(for (int64_t o = 0; o < c->O; o++) for (int64_t e = 0; e < c->I; e++)
                          t->dx[in * t->ldx + e] +=

@@ -141,7 +141,7 @@ static boot_status taps_run(void *state, const boot_conv_shape *s, boot_conv_dir
 }
 
 static bool taps_applies(const boot_conv_shape *s, boot_conv_direction direction) {
-    return direction == BOOT_CONV_FORWARD && s->N * s->Ho * s->Wo <= MOST_PIXELS &&
+    return direction == BOOT_CONV_FORWARD && !s->upsampled && s->N * s->Ho * s->Wo <= MOST_PIXELS &&
            columns_floats(s) <= MOST_FLOATS;
 }
 

@@ -37,6 +37,9 @@ typedef struct {
     const boot_conv_shape *s;
     int threads; /* planned for: a team may be smaller */
     const boot_tile_transforms *f;
+    boot_input_fn input_tile;
+    boot_output_fn output_tile;
+    int side; /* of a tile's pixels in the image that comes out */
     boot_tile_planes planes;
     boot_panels kernels;
     int nr; /* outputs of a panel */
@@ -54,16 +57,15 @@ static void input_tiles(const pass *p, int64_t first, int64_t count, int64_t slo
     const boot_tile_planes_at planes = boot_all_planes(p->cut.plane_v);
     boot_tile_place at = boot_tile_at(&p->cut, first);
     for (int64_t i = slot; i < slot + count; i++, boot_tile_step(&p->cut, &at))
-        p->f->input_tile(&p->in, p->x + at.n * p->in.H * p->in.W * p->in.ld, at.h0 - 1, at.w0 - 1,
-                         v + i * p->cut.ldv, &planes);
+        p->input_tile(&p->in, p->x + at.n * p->in.H * p->in.W * p->in.ld, at.h0 - 1, at.w0 - 1,
+                      v + i * p->cut.ldv, &planes);
 }
 
 static void output_tiles(const pass *p, int64_t first, int64_t count, int64_t slot,
                          const float *m) {
     boot_tile_place at = boot_tile_at(&p->cut, first);
     for (int64_t i = slot; i < slot + count; i++, boot_tile_step(&p->cut, &at))
-        p->f->output_tile(&p->out, &p->sink, m + i * p->cut.ldm, p->cut.plane_m, at.n, at.h0,
-                          at.w0);
+        p->output_tile(&p->out, &p->sink, m + i * p->cut.ldm, p->cut.plane_m, at.n, at.h0, at.w0);
 }
 
 /* M = V U for panel j of plane q; m: of the panel's first output. */
@@ -95,11 +97,11 @@ static bool by_panels(const pass *p) { return p->panels > 1 && p->panels <= MOST
 /* Fetches, to be written, the pixels of the tile at `at` and goes on to the next. */
 static void fetch_output(const pass *p, boot_tile_place *at) {
     const boot_tile_map *t = &p->out;
-    const int64_t h1 = at->h0 + 4 < t->H ? at->h0 + 4 : t->H;
-    const int64_t w1 = at->w0 + 4 < t->W ? at->w0 + 4 : t->W;
+    const int64_t h0 = at->h0 / 4 * p->side, h1 = h0 + p->side < t->H ? h0 + p->side : t->H;
+    const int64_t w0 = at->w0 / 4 * p->side, w1 = w0 + p->side < t->W ? w0 + p->side : t->W;
     const float *image = p->sink.y + at->n * t->H * t->W * t->ld;
-    for (int64_t h = at->h0; h < h1; h++)
-        for (int64_t w = at->w0; w < w1; w++)
+    for (int64_t h = h0; h < h1; h++)
+        for (int64_t w = w0; w < w1; w++)
             for (int64_t c = 0; c < t->channels; c += LINE)
                 __builtin_prefetch(image + (h * t->W + w) * t->ld + c, 1);
     boot_tile_step(&p->cut, at);
@@ -187,18 +189,22 @@ static bool own_packs(const pass *p) { return p->panels * p->panel_u <= MOST_OWN
 /* Everything about a pass but where U is. */
 static pass pass_of(const boot_conv_shape *s, const boot_conv_args *t, bool data, int threads) {
     const int64_t K = data ? s->O : s->I, C = data ? s->I : s->O;
-    pass p = {.s = s,
-              .threads = threads,
-              .f = boot_tile_transforms_for_isa(),
-              .planes = boot_tile_planes_of(s),
-              .cut = cut_of(s->N, s->H, s->W, K, C, threads),
-              .in = {s->H, s->W, K, data ? t->ldy : t->ldx},
-              .out = {s->H, s->W, C, data ? t->ldx : t->ldy},
-              .x = data ? t->dy : t->x,
-              .u = t->scratch};
+    pass p = {
+        .s = s,
+        .threads = threads,
+        .f = boot_tile_transforms_for_isa(),
+        .planes = boot_tile_planes_of(s),
+        .cut = cut_of(s->N, s->H, s->W, K, C, threads),
+        .side = data && s->upsampled ? 2 : 4,
+        .in = data ? (boot_tile_map){s->H, s->W, K, t->ldy} : boot_tile_map_of_x(s, K, t->ldx),
+        .out = data ? boot_tile_map_of_x(s, C, t->ldx) : (boot_tile_map){s->H, s->W, C, t->ldy},
+        .x = data ? t->dy : t->x,
+        .u = t->scratch};
     p.sink = data ? (boot_tile_out){.y = t->dx, .scale = 1, .accumulate = t->accumulate}
                   : (boot_tile_out){t->y,   t->bias, t->temb,  t->residual,
                                     t->ldr, t->ldt,  t->scale, false};
+    p.input_tile = data ? p.f->input_tile : boot_input_fn_of(s, p.f);
+    p.output_tile = data && s->upsampled ? p.f->summed_tile : p.f->output_tile;
     p.kernels = boot_gemm_panels();
     p.nr = p.kernels.nr;
     p.outputs = C, p.panels = (C + p.nr - 1) / p.nr;

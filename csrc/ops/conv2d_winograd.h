@@ -9,8 +9,8 @@
 enum { PLANES = 36, PAD = 16 };
 
 /* The planes that are computed. Of an upsampled image rows 1 and 2 of a 6x6 tile are equal, and 3
-   and 4, so that row 2 of B^T d vanishes; the same for columns: 25 planes are left. Where only sums
-   of dx over 2x2 pixels matter, the same planes of M cancel in them. */
+   and 4, so that row 2 of B^T d vanishes; the same for columns: 25 planes are left. In the sums of
+   dx over 2x2 pixels the same planes of M cancel. */
 typedef struct {
     int count;
     const unsigned char *at;
@@ -47,13 +47,16 @@ static inline boot_tile_planes_at boot_all_planes(int64_t plane) {
     return (boot_tile_planes_at){0x3f, 6 * plane, plane};
 }
 
+typedef void (*boot_input_fn)(const boot_tile_map *, const float *image, int64_t h0, int64_t w0,
+                              float *v, const boot_tile_planes_at *);
+typedef void (*boot_output_fn)(const boot_tile_map *, const boot_tile_out *, const float *m,
+                               int64_t plane, int64_t n, int64_t h0, int64_t w0);
+
 typedef struct {
-    void (*input_tile)(const boot_tile_map *, const float *image, int64_t h0, int64_t w0, float *v,
-                       const boot_tile_planes_at *);
+    boot_input_fn input_tile, upsampled_tile; /* of an image as it is, or upsampled */
     void (*grad_tile)(const boot_tile_map *, const float *image, int64_t h0, int64_t w0, float *v,
                       const boot_tile_planes_at *);
-    void (*output_tile)(const boot_tile_map *, const boot_tile_out *, const float *m, int64_t plane,
-                        int64_t n, int64_t h0, int64_t w0);
+    boot_output_fn output_tile, summed_tile; /* all pixels, or sums over 2x2 */
     void (*weight_panel)(int64_t outputs, int64_t K, const float *w, int64_t so, int64_t sk,
                          bool flip, float *u, int64_t plane);
     void (*weight_grad)(int64_t outputs, const float *du, int64_t plane, float *dw, int64_t so);
@@ -61,6 +64,17 @@ typedef struct {
 
 /* Those of the best instruction set. */
 const boot_tile_transforms *boot_tile_transforms_for_isa(void);
+
+/* x as it is in memory, with I channels from pixel to pixel of ldx floats. */
+static inline boot_tile_map boot_tile_map_of_x(const boot_conv_shape *s, int64_t I, int64_t ldx) {
+    const int shift = s->upsampled;
+    return (boot_tile_map){s->H >> shift, s->W >> shift, I, ldx};
+}
+
+static inline boot_input_fn boot_input_fn_of(const boot_conv_shape *s,
+                                             const boot_tile_transforms *f) {
+    return s->upsampled ? f->upsampled_tile : f->input_tile;
+}
 
 static inline int64_t boot_round_up(int64_t x, int64_t to) { return (x + to - 1) / to * to; }
 

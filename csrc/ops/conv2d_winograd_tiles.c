@@ -14,7 +14,8 @@ enum { TAPS_AHEAD = 16, CHANNELS_AHEAD = 32 };
 /* clang-format off */
 #define EACH_3(F) F(0); F(1); F(2)
 #define EACH_4(F) EACH_3(F); F(3)
-#define EACH_6(F) EACH_4(F); F(4); F(5)
+#define EACH_5(F) EACH_4(F); F(4)
+#define EACH_6(F) EACH_5(F); F(5)
 /* clang-format on */
 
 #define VL 16

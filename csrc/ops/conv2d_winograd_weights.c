@@ -59,11 +59,13 @@ static void transform_tiles(const grad_pass *p, int64_t b, int64_t from, int64_t
                             const boot_tile_planes_at *at_d) {
     const boot_conv_shape *s = p->s;
     const boot_tile_cut *k = &p->cut;
-    const boot_tile_map in = {s->H, s->W, inputs, p->t->ldx}, out = {s->H, s->W, s->O, p->t->ldy};
+    const boot_input_fn input_tile = boot_input_fn_of(s, p->f);
+    const boot_tile_map in = boot_tile_map_of_x(s, inputs, p->t->ldx);
+    const boot_tile_map out = {s->H, s->W, s->O, p->t->ldy};
     boot_tile_place at = boot_tile_at(k, b * k->block + from);
     for (int64_t tile = from; tile < to; tile++, boot_tile_step(k, &at)) {
-        p->f->input_tile(&in, p->t->x + i + at.n * s->H * s->W * in.ld, at.h0 - 1, at.w0 - 1,
-                         v + tile * k->ldv, at_v);
+        input_tile(&in, p->t->x + i + at.n * in.H * in.W * in.ld, at.h0 - 1, at.w0 - 1,
+                   v + tile * k->ldv, at_v);
         p->f->grad_tile(&out, p->t->dy + at.n * s->H * s->W * out.ld, at.h0, at.w0,
                         d + tile * k->ldm, at_d);
     }
