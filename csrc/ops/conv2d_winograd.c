@@ -14,14 +14,18 @@
 #include "base/memory.h"
 #include "ops/conv2d_winograd.h"
 
-enum { MAX_BLOCK = 36, FEW_TILES = 64, DEPTH = 128, MOST_PANELS = 3, LINE = 16, MOST_OWN = 150000 };
+enum { MAX_BLOCK = 36, FEW_TILES = 64, DEPTH = 96, MOST_PANELS = 3, LINE = 16, MOST_OWN = 150000 };
+/* Shorter blocks leave U in the second-level cache: where V is deep and U, four times as large as the
+   weight, not so large that reading it again for each block takes longer. */
+enum { SHORT_BLOCK = 24, DEEP = 64, SMALL_WEIGHT = 16384 };
 
 /* Either every thread cuts a share of the tiles into blocks (private buffers), or, where those
    would be too small, all threads share each stage of one block. */
 static boot_tile_cut cut_of(int64_t N, int64_t H, int64_t W, int64_t K, int64_t C, int threads) {
     boot_tile_cut k = {.th = (H + 3) / 4, .tw = (W + 3) / 4};
     k.tiles = N * k.th * k.tw;
-    k.blocks = boot_round_up((k.tiles + MAX_BLOCK - 1) / MAX_BLOCK, threads);
+    const int64_t most = K >= DEEP && K * C <= SMALL_WEIGHT ? SHORT_BLOCK : MAX_BLOCK;
+    k.blocks = boot_round_up((k.tiles + most - 1) / most, threads);
     k.block = boot_round_up((k.tiles + k.blocks - 1) / k.blocks, 4);
     /* Blocks of fewer than 8 tiles would leave the register tile of the product half empty. */
     k.shared = k.block < 8;
