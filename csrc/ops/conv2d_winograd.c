@@ -15,16 +15,24 @@
 #include "ops/conv2d_winograd.h"
 
 enum { MAX_BLOCK = 36, FEW_TILES = 64, DEPTH = 96, MOST_PANELS = 3, LINE = 16, MOST_OWN = 150000 };
-/* Shorter blocks leave U in the second-level cache: where V is deep and U, four times as large as the
-   weight, not so large that reading it again for each block takes longer. */
-enum { SHORT_BLOCK = 24, DEEP = 64, SMALL_WEIGHT = 16384 };
+/* Floats of U, V and M together that stay in a second-level cache of 1 MiB; of U where shorter
+   blocks pay nevertheless, since V takes the less. */
+enum { CACHED = 230000, SMALL_U = 600000, SHORT_BLOCK = 24, STEP = 12 };
+
+/* The most tiles of a block: as many as leave U in the cache, for which it is read again. */
+static int64_t longest_block(int64_t K, int64_t C) {
+    const int64_t u = PLANES * K * boot_round_up(C, 32), panel = C < 32 ? C : 32;
+    const int64_t tiles = (CACHED - u) / (PLANES * (boot_tile_row(K) + panel)) / STEP * STEP;
+    if (u > CACHED) return u < SMALL_U ? SHORT_BLOCK : MAX_BLOCK;
+    return tiles < STEP ? STEP : tiles < MAX_BLOCK ? tiles : MAX_BLOCK;
+}
 
 /* Either every thread cuts a share of the tiles into blocks (private buffers), or, where those
    would be too small, all threads share each stage of one block. */
 static boot_tile_cut cut_of(int64_t N, int64_t H, int64_t W, int64_t K, int64_t C, int threads) {
     boot_tile_cut k = {.th = (H + 3) / 4, .tw = (W + 3) / 4};
     k.tiles = N * k.th * k.tw;
-    const int64_t most = K >= DEEP && K * C <= SMALL_WEIGHT ? SHORT_BLOCK : MAX_BLOCK;
+    const int64_t most = longest_block(K, C);
     k.blocks = boot_round_up((k.tiles + most - 1) / most, threads);
     k.block = boot_round_up((k.tiles + k.blocks - 1) / k.blocks, 4);
     /* Blocks of fewer than 8 tiles would leave the register tile of the product half empty. */
