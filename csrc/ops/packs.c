@@ -1,9 +1,50 @@
-/* packs.c: a small list of packed weights. */
+/* packs.c: a small list of packed weights, which lie together in slabs on huge pages: on small ones
+ * a product would miss the TLB with every kernel of a network. */
 #include "ops/packs.h"
 
 #include <string.h>
 
 #include "base/memory.h"
+
+/* Bytes; a slab and what boot_alloc puts before it fill two huge pages. */
+enum { LINE = 64, SLAB = (4 << 20) - 4096 };
+
+/* A stretch of memory for packs one after the other; given back with the last of them. */
+struct boot_slab {
+    boot_slab *next;
+    int64_t used, packs;
+};
+
+static int64_t in_lines(int64_t bytes) { return (bytes + LINE - 1) / LINE * LINE; }
+
+/* Room of `bytes` in the newest slab, or a new one. */
+static boot_status take(boot_packs *packs, int64_t bytes, boot_pack *pack) {
+    boot_slab *slab = packs->slabs;
+    if (!slab || slab->used + bytes > SLAB) {
+        const int64_t head = in_lines(sizeof *slab), least = head + bytes;
+        /* Under a limit a slab takes no more than was asked for. */
+        const int64_t whole = packs->limit || least > SLAB ? least : SLAB;
+        BOOT_TRY(boot_alloc((void **)&slab, whole, false, "packed weights"));
+        *slab = (boot_slab){packs->slabs, whole == SLAB ? head : SLAB, 0};
+        packs->slabs = slab;
+        pack->data = (float *)(void *)((char *)slab + head);
+    } else {
+        pack->data = (float *)(void *)((char *)slab + slab->used);
+    }
+    slab->used += in_lines(bytes);
+    slab->packs++;
+    pack->slab = slab;
+    return BOOT_OK;
+}
+
+static void give_back(boot_packs *packs, const boot_pack *pack) {
+    packs->bytes -= pack->floats * (int64_t)sizeof(float);
+    if (--pack->slab->packs) return;
+    boot_slab **at = &packs->slabs;
+    while (*at != pack->slab) at = &(*at)->next;
+    *at = pack->slab->next;
+    boot_free(pack->slab);
+}
 
 static boot_status add_pack(boot_packs *packs, const boot_pack *pack, boot_pack **added) {
     if (packs->count == packs->capacity) {
@@ -22,7 +63,7 @@ static boot_status add_pack(boot_packs *packs, const boot_pack *pack, boot_pack 
                          (long long)bytes, (long long)(packs->limit - packs->bytes));
     *added = &packs->items[packs->count];
     **added = *pack;
-    BOOT_TRY(boot_alloc((void **)&(*added)->data, bytes, false, "packed weights"));
+    BOOT_TRY(take(packs, bytes, *added));
     packs->count++;
     packs->bytes += bytes;
     return BOOT_OK;
@@ -47,7 +88,8 @@ static boot_status get_pack(boot_packs *packs, const void *weight, const void *k
                             int64_t floats, float **data, bool *fresh) {
     boot_pack *pack = look_up(packs, weight, kernel, floats);
     *fresh = pack && pack->version == packs->version;
-    if (!pack) BOOT_TRY(add_pack(packs, &(boot_pack){weight, kernel, floats, 0, NULL}, &pack));
+    if (!pack)
+        BOOT_TRY(add_pack(packs, &(boot_pack){weight, kernel, floats, 0, NULL, NULL}, &pack));
     *data = pack->data;
     return BOOT_OK;
 }
@@ -84,14 +126,13 @@ void boot_packs_drop(boot_packs *packs, const void *kernel) {
             packs->items[kept++] = packs->items[i];
             continue;
         }
-        packs->bytes -= packs->items[i].floats * (int64_t)sizeof(float);
-        boot_free(packs->items[i].data);
+        give_back(packs, &packs->items[i]);
     }
     packs->count = kept;
 }
 
 void boot_packs_close(boot_packs *packs) {
-    for (int i = 0; i < packs->count; i++) boot_free(packs->items[i].data);
+    for (int i = 0; i < packs->count; i++) give_back(packs, &packs->items[i]);
     boot_free(packs->items);
     *packs = (boot_packs){.version = packs->version, .limit = packs->limit};
 }

@@ -9,16 +9,20 @@
 
 #include "base/status.h"
 
+typedef struct boot_slab boot_slab;
+
 typedef struct {
     const void *weight, *kernel; /* the key: whose weight, packed for which kernel */
     int64_t floats;
     uint64_t version; /* of the weights that `data` was made from */
     float *data;
+    boot_slab *slab; /* that data lies in */
 } boot_pack;
 
 typedef struct {
     boot_pack *items;
     int count, capacity;
+    boot_slab *slabs;     /* newest first */
     uint64_t version;     /* of the weights now; a larger number makes every pack stale */
     int64_t bytes, limit; /* held now, and the most that may be held; limit 0: no limit */
     atomic_flag busy;
