@@ -78,10 +78,8 @@ def _joined(x: Array, more: Array | None) -> Array:
     return x if more is None else np.concatenate([x, more], axis=-1)
 
 
-def linear(
-    x: Array, weight: Array, bias: Array | None = None, more: Array | None = None
-) -> Array:
-    """Product [x, more] W^T + bias over the last dimension; a (O, I, 1, 1) weight is a (O, I) one."""
+def linear(x: Array, weight: Array, bias: Array | None = None, more: Array | None = None) -> Array:
+    """Product [x, more] W^T + bias over the last dimension; weights (O, I, 1, 1) count as (O, I)."""
     x = _joined(x, more)
     y = x @ weight.reshape(weight.shape[0], -1).T
     return y if bias is None else y + bias

@@ -12,28 +12,30 @@ enum { LINE = 64, SLAB = (4 << 20) - 4096 };
 /* A stretch of memory for packs one after the other; given back with the last of them. */
 struct boot_slab {
     boot_slab *next;
-    int64_t used, packs;
+    int64_t bytes, used, packs;
 };
 
 static int64_t in_lines(int64_t bytes) { return (bytes + LINE - 1) / LINE * LINE; }
 
-/* Room of `bytes` in the newest slab, or a new one. */
+/* A slab with room for a pack; under a limit, and for a large one, it has no more. */
+static boot_status add_slab(boot_packs *packs, int64_t bytes, boot_slab **slab) {
+    const int64_t head = in_lines(sizeof **slab), least = head + in_lines(bytes);
+    const int64_t whole = packs->limit || least > SLAB ? least : SLAB;
+    BOOT_TRY(boot_alloc((void **)slab, whole, false, "packed weights"));
+    **slab = (boot_slab){packs->slabs, whole, head, 0};
+    packs->slabs = *slab;
+    return BOOT_OK;
+}
+
+/* Room in the first slab that has it, or in a new one. */
 static boot_status take(boot_packs *packs, int64_t bytes, boot_pack *pack) {
     boot_slab *slab = packs->slabs;
-    if (!slab || slab->used + bytes > SLAB) {
-        const int64_t head = in_lines(sizeof *slab), least = head + bytes;
-        /* Under a limit a slab takes no more than was asked for. */
-        const int64_t whole = packs->limit || least > SLAB ? least : SLAB;
-        BOOT_TRY(boot_alloc((void **)&slab, whole, false, "packed weights"));
-        *slab = (boot_slab){packs->slabs, whole == SLAB ? head : SLAB, 0};
-        packs->slabs = slab;
-        pack->data = (float *)(void *)((char *)slab + head);
-    } else {
-        pack->data = (float *)(void *)((char *)slab + slab->used);
-    }
+    while (slab && slab->used + in_lines(bytes) > slab->bytes) slab = slab->next;
+    if (!slab) BOOT_TRY(add_slab(packs, bytes, &slab));
+    pack->data = (float *)(void *)((char *)slab + slab->used);
+    pack->slab = slab;
     slab->used += in_lines(bytes);
     slab->packs++;
-    pack->slab = slab;
     return BOOT_OK;
 }
 
