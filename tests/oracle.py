@@ -79,7 +79,7 @@ def _joined(x: Array, more: Array | None) -> Array:
 
 
 def linear(x: Array, weight: Array, bias: Array | None = None, more: Array | None = None) -> Array:
-    """Product [x, more] W^T + bias over the last dimension; weights (O, I, 1, 1) count as (O, I)."""
+    """Product [x, more] W^T + bias over the last dimension; a weight may be (O, I, 1, 1)."""
     x = _joined(x, more)
     y = x @ weight.reshape(weight.shape[0], -1).T
     return y if bias is None else y + bias
