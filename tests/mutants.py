@@ -40,8 +40,8 @@ OPERATIONS = [
     ),
     Mutant(
         "csrc/ops/linear.c",
-        "dx->ld, call->accumulate[X]);",
-        "dx->ld, false);",
+        "dx->data, dx->ld, call->accumulate[i]);",
+        "dx->data, dx->ld, false);",
         "tests/test_unet.py",
     ),
     _op(

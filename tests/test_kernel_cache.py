@@ -57,9 +57,10 @@ def test_choices_of_another_machine_or_build_are_not_used(path, monkeypatch):
 def test_pins_go_before_what_is_remembered(path):
     first, _ = run()
     model = make_teacher(PLAIN).model
-    model.pin_kernels(dict.fromkeys(first.kernels, "direct"))
+    able = [key for key in first.kernels if "doubled" not in key]  # what oneDNN can do
+    model.pin_kernels(dict.fromkeys(able, "direct"))
     model.forward(noise(2), np.full(2, 500.0))
-    assert set(model.kernels.values()) == {"direct"}
+    assert len(able) > 3 and {model.kernels[key] for key in able} == {"direct"}
 
 
 @pytest.mark.parametrize(

@@ -292,7 +292,8 @@ def test_packs_of_kernels_that_are_gone_are_given_back():
     network = make_teacher(PLAIN).model
     network.keep_packed(True)
     run(network)
-    network.pin_kernels(dict.fromkeys(network.kernels, "direct"))
+    able = [key for key in network.kernels if "doubled" not in key]  # what oneDNN can do
+    network.pin_kernels(dict.fromkeys(able, "direct"))
     run(network)  # oneDNN's layouts belong to one plan each
     before = network.core.memory()["packed"]
     network.core.configure(gradient_checkpointing=True)  # forgets the plans

@@ -249,7 +249,9 @@ static bool few_tiles(const pass *p) {
 
 /* Floats of scratch of run_few: V of all tiles, then U and M of one panel per thread. */
 static int64_t few_plane_v(const pass *p) { return p->cut.tiles * p->cut.ldv + PAD; }
-static int64_t few_plane_u(const pass *p) { return DEPTH * p->nr + PAD; }
+static int64_t few_plane_u(const pass *p) {
+    return (p->in.channels < DEPTH ? p->in.channels : DEPTH) * p->nr + PAD;
+}
 static int64_t few_plane_m(const pass *p) { return p->cut.tiles * p->nr + PAD; }
 
 /* M = V U of the panel of outputs from `o` on, for all tiles. U: packed, or made here piece by
