@@ -160,7 +160,9 @@ def test_the_planned_peak_is_the_resident_one_within_a_tenth():
 
 
 LOW = """
-import dataclasses, gc, sys
+import ctypes, dataclasses, gc, sys
+if sys.argv[3] == "small pages":
+    assert ctypes.CDLL(None).prctl(41, 1, 0, 0, 0) == 0  # PR_SET_THP_DISABLE
 from pathlib import Path
 from boot.teacher import Teacher
 from models import PLAIN, make, save_teacher
@@ -197,19 +199,22 @@ def test_offloading_and_smaller_moments_save_what_they_promise(tmp_path):
     assert weights > 40 * 2**20  # above 8 million parameters, where no weights are packed
     peaks, plans = [], []
     for settings in LOW_SETTINGS:
-        runs = [run_python("-c", LOW, str(folder), repr(settings)) for _ in range(2)]
-        for done in runs:
+        found = []
+        # The last page of each array is one of 2 MB as long as the kernel has such: 20 MB more, or
+        # less, on which the savings must not depend.
+        for pages in ("any pages", "small pages"):
+            done = run_python("-c", LOW, str(folder), repr(settings), pages)
             assert done.returncode == 0, done.stderr
-        # The lower of two: on a busy machine the kernel now and then counts 20 MB more.
-        planned, resident = min(tuple(map(int, done.stdout.split())) for done in runs)
+            found.append(tuple(map(int, done.stdout.split())))
+        planned, resident = found[0]
         assert abs(resident / planned - 1) < 0.1, (settings, planned, resident)
-        peaks.append(resident)
+        peaks.append(found[1][1])
         plans.append(planned)
     for peak, plan in zip(peaks[1:3], plans[1:3], strict=True):
         assert 0.95 < (plans[0] - plan) / weights < 1.05, plans
-        assert 0.65 < (peaks[0] - peak) / weights < 1.35, peaks
+        assert 0.9 < (peaks[0] - peak) / weights < 1.1, peaks
     assert 1.9 < (plans[0] - plans[3]) / weights < 2.1, plans
-    assert 1.6 < (peaks[0] - peaks[3]) / weights < 2.4, peaks  # 2.0
+    assert 1.9 < (peaks[0] - peaks[3]) / weights < 2.1, peaks
 
 
 # ------------------------------------------------------------------------------------ the limit
