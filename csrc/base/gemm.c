@@ -10,6 +10,7 @@
 
 /* Steps of K between an operand's prefetch and its use; floats in a cache line. */
 enum { AHEAD = 40, LINE = 16 };
+_Static_assert(AHEAD < BOOT_GEMM_AHEAD, "products fetch further than they say");
 
 #define VL 16
 #define MR 12
@@ -43,8 +44,6 @@ enum { AHEAD = 40, LINE = 16 };
 
 /* K is cut so that a B panel (KC x 2 VL floats) stays in the first-level cache. */
 enum { KC = 256, MAX_MR = 12, MAX_NR = 32, MC = 96, NC = 256 };
-
-static int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 
 boot_panels boot_gemm_panels(void) {
     switch (boot_isa()) {
@@ -80,7 +79,7 @@ static void edge_panel(const boot_panels *f, int64_t M, int64_t cols, int64_t K,
     if (bias) memcpy(bias_pad, bias, cols * sizeof(float));
     if (accumulate) memset(cpad, 0, sizeof cpad);
     for (int64_t i = 0; i < M; i += MC) {
-        const int64_t rows = least(M - i, MC);
+        const int64_t rows = boot_least(M - i, MC);
         for (int64_t r = 0; r < rows && accumulate; r++)
             memcpy(cpad + r * nr, c + (i + r) * ldc, cols * sizeof(float));
         f->narrow(rows, K, a + i * rsa, rsa, csa, bpad, nr, bias ? bias_pad : NULL, cpad, nr,
@@ -101,11 +100,11 @@ void boot_gemm(int64_t M, int64_t N, int64_t K, const float *a, int64_t rsa, int
         else
             memset(c + i * ldc, 0, N * sizeof(float));
     for (int64_t k = 0; k < K; k += KC) {
-        const int64_t kc = least(K - k, KC);
+        const int64_t kc = boot_least(K - k, KC);
         const bool add = accumulate || k > 0;
         const float *ak = a + k * csa, *bk = b + k * ldb;
         for (int64_t j = 0; j < N; j += nr) {
-            const int64_t cols = least(N - j, nr);
+            const int64_t cols = boot_least(N - j, nr);
             const float *start = bias ? bias + j : NULL;
             if (cols == nr)
                 f.wide(M, kc, ak, rsa, csa, bk + j, ldb, start, c + j, ldc, add);
@@ -122,8 +121,8 @@ typedef struct {
 } grid;
 
 static int64_t largest_part(const grid *g) {
-    return least(g->M, (g->row_tiles + g->rows - 1) / g->rows * MAX_MR) *
-           least(g->N, (g->panels + g->columns - 1) / g->columns * g->nr);
+    return boot_least(g->M, (g->row_tiles + g->rows - 1) / g->rows * MAX_MR) *
+           boot_least(g->N, (g->panels + g->columns - 1) / g->columns * g->nr);
 }
 
 /* The cut whose largest part is smallest; rows before columns. */
@@ -147,7 +146,7 @@ static void gemm_part(int64_t M, int64_t N, int64_t K, const float *a, int64_t r
     const int64_t bm = deep ? M : MC, bn = deep ? N : NC;
     for (int64_t i = 0; i < M; i += bm)
         for (int64_t j = 0; j < N; j += bn) {
-            const int64_t rows = least(M - i, bm), columns = least(N - j, bn);
+            const int64_t rows = boot_least(M - i, bm), columns = boot_least(N - j, bn);
             boot_gemm(rows, columns, K, a + i * rsa, rsa, csa, b + j, ldb, bias ? bias + j : NULL,
                       c + i * ldc + j, ldc, accumulate);
             if (more->K)
@@ -165,8 +164,8 @@ void boot_gemm_team_more(int64_t M, int64_t N, int64_t K, const float *a, int64_
     for (int64_t i = 0; i < g.rows; i++)
         for (int64_t j = 0; j < g.columns; j++) {
             const int64_t m = g.row_tiles * i / g.rows * MAX_MR, n = g.panels * j / g.columns * nr;
-            const int64_t m_end = least(M, g.row_tiles * (i + 1) / g.rows * MAX_MR);
-            const int64_t n_end = least(N, g.panels * (j + 1) / g.columns * nr);
+            const int64_t m_end = boot_least(M, g.row_tiles * (i + 1) / g.rows * MAX_MR);
+            const int64_t n_end = boot_least(N, g.panels * (j + 1) / g.columns * nr);
             const boot_gemm_more rest = {more->K, more->K ? more->a + m * more->rsa : NULL,
                                          more->rsa};
             gemm_part(m_end - m, n_end - n, K, a + m * rsa, rsa, csa, b + n, ldb,
@@ -206,7 +205,8 @@ void boot_transpose(int64_t rows, int64_t cols, const float *src, int64_t lds, f
             if (wide && i + 16 <= rows && j + 16 <= cols)
                 transpose_full_block(from, lds, to, ldd);
             else
-                transpose_block(least(rows - i, 16), least(cols - j, 16), from, lds, to, ldd);
+                transpose_block(boot_least(rows - i, 16), boot_least(cols - j, 16), from, lds, to,
+                                ldd);
         }
 }
 
@@ -237,5 +237,5 @@ void boot_column_sums_team(int64_t rows, int64_t cols, const float *src, int64_t
     enum { COLUMNS = 64 };
 #pragma omp for schedule(static)
     for (int64_t c = 0; c < cols; c += COLUMNS)
-        boot_column_sums(rows, least(cols - c, COLUMNS), src + c, lds, sum + c);
+        boot_column_sums(rows, boot_least(cols - c, COLUMNS), src + c, lds, sum + c);
 }

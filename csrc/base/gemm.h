@@ -5,6 +5,10 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+/* Rows that a product may fetch, never read, beyond its operands. Where another thread writes
+   there, so wide a gap keeps its lines from being taken away. */
+enum { BOOT_GEMM_AHEAD = 48 };
+
 /* C (M x N, row stride ldc) = A B + bias (N, or NULL), or += A B when `accumulate`. A(i,k) =
    a[i*rsa + k*csa], so a transposed A is only a swap of strides; B(k,j) = b[k*ldb + j]. Runs on the
    calling thread, allocates nothing. */

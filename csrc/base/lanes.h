@@ -14,6 +14,13 @@ enum { BOOT_LANES = 16 };
 typedef float boot_lanes __attribute__((vector_size(4 * BOOT_LANES), aligned(4), may_alias));
 typedef int32_t boot_lane_bits __attribute__((vector_size(4 * BOOT_LANES)));
 
+static inline int64_t boot_least(int64_t a, int64_t b) { return a < b ? a : b; }
+
+/* n, or the next multiple of 16. */
+static inline int64_t boot_whole_lanes(int64_t n) {
+    return (n + BOOT_LANES - 1) / BOOT_LANES * BOOT_LANES;
+}
+
 BOOT_INLINE void boot_load_lanes(boot_lanes *v, const float *row, int64_t c, int64_t C) {
     if (c + BOOT_LANES <= C) {
         *v = *(const boot_lanes *)(row + c);

@@ -19,20 +19,19 @@
 
 enum { Q, K, V };
 enum { HEADS };
-enum { GAP_ROWS = 48 };
 enum { MOST_BLOCK = 64, MIN_PART = 16 }; /* queries: in a block, and worth a thread */
-
-static int64_t whole_vectors(int64_t n) { return (n + BOOT_LANES - 1) / BOOT_LANES * BOOT_LANES; }
 
 /* Queries in one block: two matrices of it and all keys are to stay in the second-level cache. */
 static int64_t block_of(int64_t T) {
     const int64_t most = T <= 1024 ? MOST_BLOCK : MOST_BLOCK / 2;
-    return whole_vectors(T) < most ? whole_vectors(T) : most;
+    return boot_whole_lanes(T) < most ? boot_whole_lanes(T) : most;
 }
 
 /* Floats of scratch of a thread: q^T and do^T of a block (d x block), S^T and dP^T (T x block), and
    a gap: products fetch some rows beyond their operands, which another thread may be writing. */
-static int64_t scratch_of(int64_t T, int64_t d) { return (2 * (d + T) + GAP_ROWS) * block_of(T); }
+static int64_t scratch_of(int64_t T, int64_t d) {
+    return (2 * (d + T) + BOOT_GEMM_AHEAD) * block_of(T);
+}
 
 static boot_status attention_infer(boot_node *node) {
     const boot_tensor *q = &node->in[Q];
@@ -173,7 +172,7 @@ static void forward_queries(const boot_node *node, const boot_call *call, int64_
     const float *vh = head_data(v, &w, n, h);
     float *oh = head_data(o, &w, n, h);
     for (int64_t i = from; i < to; i += w.block) {
-        const int64_t rows = to - i < w.block ? to - i : w.block, columns = whole_vectors(rows);
+        const int64_t rows = to - i < w.block ? to - i : w.block, columns = boot_whole_lanes(rows);
         float top[MOST_BLOCK], inverse[MOST_BLOCK];
         transpose_queries(&w, rows, qh + i * q->ld, q->ld, w.qt);
         boot_gemm(w.T, columns, w.d, kh, k->ld, 1, w.qt, w.block, NULL, w.s, w.block, false);
@@ -211,7 +210,8 @@ static void attention_backward_head(const boot_node *node, const boot_call *call
     const float *vh = head_data(v, &w, n, h), *gh = head_data(g, &w, n, h);
     const float *oh = head_data(o, &w, n, h);
     for (int64_t i = 0; i < w.T; i += w.block) {
-        const int64_t rows = w.T - i < w.block ? w.T - i : w.block, columns = whole_vectors(rows);
+        const int64_t rows = w.T - i < w.block ? w.T - i : w.block,
+                      columns = boot_whole_lanes(rows);
         const float *qi = qh + i * q->ld, *gi = gh + i * g->ld;
         float top[MOST_BLOCK] = {0}, inverse[MOST_BLOCK] = {0}, delta[MOST_BLOCK] = {0};
         memcpy(top, w.top + i, rows * sizeof(float));

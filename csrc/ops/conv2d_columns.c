@@ -19,12 +19,7 @@
 #include "ops/conv2d.h"
 
 enum { THIN = 32, FEW_CHANNELS = 8, STRIP = 96 };
-/* Products fetch some rows beyond their operands: what another thread writes is to lie further on.
- */
-enum { GAP_ROWS = 48, MOST_GAP = 16384, MOST_OWN = 65536, MOST_SPREAD = 1 << 20 };
-
-static int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
-static int64_t lanes_of(int64_t n) { return (n + BOOT_LANES - 1) / BOOT_LANES * BOOT_LANES; }
+enum { MOST_GAP = 16384, MOST_OWN = 65536, MOST_SPREAD = 1 << 20 };
 
 /* A convolution of C channels (N, H, W, C), pixel stride ld, into M channels of Ho x Wo pixels; its
    mirror image, the data gradient of one without a stride, is another. */
@@ -52,10 +47,10 @@ static bool spreads(const boot_conv_shape *s, bool data) {
 
 /* Pixels of a strip, and the floats of its columns: (strip, taps C), or, of few channels, (taps C,
    strip). */
-static int64_t strip_of(const columns_map *m) { return least(m->Ho * m->Wo, STRIP); }
+static int64_t strip_of(const columns_map *m) { return boot_least(m->Ho * m->Wo, STRIP); }
 static int64_t strip_floats(const columns_map *m) {
     const int64_t K = m->k * m->k * m->C;
-    return K * lanes_of(strip_of(m)) + least(GAP_ROWS * K, MOST_GAP);
+    return K * boot_whole_lanes(strip_of(m)) + boot_least(BOOT_GEMM_AHEAD * K, MOST_GAP);
 }
 static bool by_taps(const columns_map *m) { return m->C <= FEW_CHANNELS; }
 
@@ -92,7 +87,7 @@ BOOT_INLINE void fill_part(const columns_map *m, const float *x, int64_t step, i
 /* Columns of taps [from, to) of the outputs [first, first + count) of image n. */
 BOOT_INLINE void fill_columns_body(const columns_map *m, const float *x, int64_t n, int64_t first,
                                    int64_t count, int64_t from, int64_t to, float *columns) {
-    const int64_t C = m->C, ld = by_taps(m) ? lanes_of(strip_of(m)) : (to - from) * C;
+    const int64_t C = m->C, ld = by_taps(m) ? boot_whole_lanes(strip_of(m)) : (to - from) * C;
     for (int64_t tap = from; tap < to; tap++) {
         float *part = columns + (tap - from) * C * (by_taps(m) ? ld : 1);
         const int64_t b = tap % m->k - m->pad;
@@ -119,7 +114,7 @@ BOOT_MULTI_ISA(fill_columns,
 /* The weight as a matrix: (k k C, M) to gather with, (C, k k M) to spread with; rows of
    row_of floats. */
 static int64_t row_of(const columns_map *m, bool spread) {
-    return lanes_of(spread ? m->k * m->k * m->M : m->M);
+    return boot_whole_lanes(spread ? m->k * m->k * m->M : m->M);
 }
 static int64_t matrix_floats(const columns_map *m, bool spread) {
     return (spread ? m->C : m->k * m->k * m->C) * row_of(m, spread);
@@ -128,7 +123,7 @@ static int64_t matrix_floats(const columns_map *m, bool spread) {
 /* Of all threads: each makes a small one for itself, in less time than it takes to come over from
    another core's cache. */
 static int64_t matrices_floats(int64_t floats, int64_t threads) {
-    return lanes_of(floats <= MOST_OWN ? threads * floats : floats);
+    return boot_whole_lanes(floats <= MOST_OWN ? threads * floats : floats);
 }
 
 /* Row r of it: one tap and channel, or one channel. data: of the data gradient, whose C are
@@ -186,14 +181,14 @@ static void run_gather(const boot_conv_shape *s, const boot_conv_args *t, const 
                        float *work) {
     const columns_map *m = &p->m;
     const int64_t pixels = m->Ho * m->Wo, strip = strip_of(m), K = m->k * m->k * m->C;
-    const int64_t strips = (pixels + strip - 1) / strip, ld = lanes_of(strip);
+    const int64_t strips = (pixels + strip - 1) / strip, ld = boot_whole_lanes(strip);
     const float *x = p->data ? t->dy : t->x;
     float *y = p->data ? t->dx : t->y, *columns = work + omp_get_thread_num() * strip_floats(m);
     const int64_t ldy = p->data ? t->ldx : t->ldy;
 #pragma omp for schedule(static)
     for (int64_t u = 0; u < m->N * strips; u++) {
         const int64_t n = u / strips, first = u % strips * strip;
-        const int64_t count = least(pixels - first, strip), at = n * pixels + first;
+        const int64_t count = boot_least(pixels - first, strip), at = n * pixels + first;
         fill_columns(m, x, n, first, count, 0, m->k * m->k, columns);
         boot_gemm(count, m->M, K, columns, by_taps(m) ? 1 : K, by_taps(m) ? ld : 1, p->matrix,
                   row_of(m, false), p->data ? NULL : t->bias, y + at * ldy, ldy,
@@ -275,12 +270,13 @@ static columns_map weights_map(const boot_conv_shape *s, const boot_conv_args *t
 static void add_weights(const boot_conv_args *t, const columns_map *m, int64_t from, int64_t to,
                         float *columns, float *du) {
     const int64_t pixels = m->Ho * m->Wo, strip = strip_of(m), rows = (to - from) * m->C;
-    const int64_t ld = by_taps(m) ? lanes_of(strip) : rows, ldo = m->mirrored ? t->ldx : t->ldy;
+    const int64_t ld = by_taps(m) ? boot_whole_lanes(strip) : rows,
+                  ldo = m->mirrored ? t->ldx : t->ldy;
     const float *other = m->mirrored ? t->x : t->dy;
     bool first = true;
     for (int64_t n = 0; n < m->N; n++)
         for (int64_t p = 0; p < pixels; p += strip) {
-            const int64_t count = least(pixels - p, strip);
+            const int64_t count = boot_least(pixels - p, strip);
             fill_columns(m, m->mirrored ? t->dy : t->x, n, p, count, from, to, columns);
             boot_gemm(rows, m->M, count, columns, by_taps(m) ? ld : 1, by_taps(m) ? 1 : ld,
                       other + (n * pixels + p) * ldo, ldo, NULL, du + from * m->C * m->M, m->M,
@@ -291,8 +287,8 @@ static void add_weights(const boot_conv_args *t, const columns_map *m, int64_t f
 
 static void run_weights(const boot_conv_shape *s, const boot_conv_args *t) {
     const columns_map m = weights_map(s, t);
-    const int64_t taps = s->k * s->k, parts = least(omp_get_num_threads(), taps);
-    float *du = t->scratch, *work = du + lanes_of(taps * s->I * s->O);
+    const int64_t taps = s->k * s->k, parts = boot_least(omp_get_num_threads(), taps);
+    float *du = t->scratch, *work = du + boot_whole_lanes(taps * s->I * s->O);
 #pragma omp for schedule(static)
     for (int64_t part = 0; part < parts; part++)
         add_weights(t, &m, taps * part / parts, taps * (part + 1) / parts,
@@ -338,7 +334,7 @@ static boot_status columns_run(void *state, const boot_conv_shape *s, boot_conv_
 static bool columns_applies(const boot_conv_shape *s, boot_conv_direction direction) {
     const bool data = direction == BOOT_CONV_DATA;
     if (direction != BOOT_CONV_WEIGHTS && spreads(s, data) &&
-        pixels_in(s, data) > MOST_SPREAD / lanes_of(s->k * s->k * (data ? s->I : s->O)))
+        pixels_in(s, data) > MOST_SPREAD / boot_whole_lanes(s->k * s->k * (data ? s->I : s->O)))
         return false;
     return !s->upsampled && s->k == 3 &&
            (s->stride > 1 || is_thin(s->I, s->k) || is_thin(s->O, s->k)) &&
@@ -354,13 +350,13 @@ static boot_status columns_create(const boot_conv_shape *s, boot_conv_direction 
     *(int *)*state = (int)threads; /* that scratch is for; a team may be smaller */
     if (direction == BOOT_CONV_WEIGHTS) {
         const columns_map m = weights_map(s, &none);
-        *scratch = lanes_of(s->k * s->k * s->I * s->O) + threads * strip_floats(&m);
+        *scratch = boot_whole_lanes(s->k * s->k * s->I * s->O) + threads * strip_floats(&m);
         return BOOT_OK;
     }
     const columns_pass p = pass_of(s, &none, direction == BOOT_CONV_DATA);
-    *scratch =
-        matrices_floats(matrix_floats(&p.m, p.spread), threads) +
-        (p.spread ? least(threads, s->N) * spread_floats(s, &p) : threads * strip_floats(&p.m));
+    *scratch = matrices_floats(matrix_floats(&p.m, p.spread), threads) +
+               (p.spread ? boot_least(threads, s->N) * spread_floats(s, &p)
+                         : threads * strip_floats(&p.m));
     return BOOT_OK;
 }
 

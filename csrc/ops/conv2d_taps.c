@@ -15,8 +15,6 @@
 enum { MOST_PIXELS = 256, MOST_FLOATS = 65536 }; /* of outputs, of columns */
 enum { PANEL = 32 };                             /* outputs whose weights lie together */
 
-static int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
-
 static int64_t panels_of(const boot_conv_shape *s) { return (s->O + PANEL - 1) / PANEL; }
 
 /* Floats from panel to panel: (k k, I, PANEL). */
@@ -24,7 +22,7 @@ static int64_t panel_floats(const boot_conv_shape *s) { return s->k * s->k * s->
 
 /* Panel of weight (O, I, k k) from output o on. */
 static void pack_panel(const boot_conv_shape *s, const float *weight, int64_t o, float *panel) {
-    const int64_t taps = s->k * s->k, outputs = least(s->O - o, PANEL);
+    const int64_t taps = s->k * s->k, outputs = boot_least(s->O - o, PANEL);
     memset(panel, 0, panel_floats(s) * sizeof(float));
     for (int64_t c = 0; c < outputs; c++)
         for (int64_t i = 0; i < s->I; i++)
@@ -95,7 +93,7 @@ static void make_columns(const boot_conv_shape *s, const boot_conv_args *t, int6
 /* Rows [from, to) of image n, the outputs of the panel from o on. */
 static void run_rows(const boot_conv_shape *s, const boot_conv_args *t, const float *columns,
                      int64_t n, int64_t from, int64_t to, int64_t o, const float *panel) {
-    const int64_t outputs = least(s->O - o, PANEL), K = s->k * s->I;
+    const int64_t outputs = boot_least(s->O - o, PANEL), K = s->k * s->I;
     const int64_t pixel = (n * s->Ho + from) * s->Wo, pixels = (to - from) * s->Wo;
     float *y = t->y + pixel * t->ldy + o;
     start_rows(pixels, outputs, t->bias ? t->bias + o : NULL,
@@ -130,7 +128,7 @@ static boot_status taps_run(void *state, const boot_conv_shape *s, boot_conv_dir
 #pragma omp for schedule(static)
     for (int64_t r = 0; r < s->N * s->H; r++) make_columns(s, t, r, columns);
     /* By panels first: a thread reads its share of the weights, and leaves the rest alone. */
-    const int64_t parts = s->N * panels % threads ? least(threads, s->Ho) : 1;
+    const int64_t parts = s->N * panels % threads ? boot_least(threads, s->Ho) : 1;
 #pragma omp for schedule(static)
     for (int64_t u = 0; u < panels * s->N * parts; u++) {
         const int64_t j = u / (s->N * parts), n = u / parts % s->N, part = u % parts;

@@ -19,8 +19,7 @@ enum {
     ROWS = 96,
     FEW_ROWS = 48,
     MOST_GROUPS = 6,
-    LANES = 16,
-    GAP_ROWS = 48
+    LANES = 16
 };
 
 /* All tiles in one block where they are few; else as many as leave V and D in the second-level
@@ -171,7 +170,7 @@ static grad_grid grid_of(const grad_pass *p, int64_t threads) {
 /* Floats of V and D of one thread, and a gap behind them: the products fetch some rows beyond the
    last plane, which would take them away from the thread that is writing them. */
 static int64_t grid_floats(const grad_pass *p, const grad_grid *g) {
-    return g->columns * 6 * (p->cut.plane_v + p->cut.plane_m) + GAP_ROWS * p->cut.ldm;
+    return g->columns * 6 * (p->cut.plane_v + p->cut.plane_m) + BOOT_GEMM_AHEAD * p->cut.ldm;
 }
 
 /* Whether a share is the first that makes column 1 of D. */

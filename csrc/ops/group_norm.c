@@ -22,8 +22,6 @@ enum { GROUPS, EPS, ACT };
 enum { CHUNK = 128, STRIP = 16 }; /* pixels */
 enum { KEEP = 32768 };            /* floats of dz that the second-level cache has room for */
 
-static int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
-
 static int64_t num_chunks(const boot_tensor *x) { return (x->h * x->w + CHUNK - 1) / CHUNK; }
 
 /* Pixels whose dz a thread keeps: those of an image, or a strip of a large one. y: like the output.
@@ -115,7 +113,7 @@ typedef struct {
 static int pieces_of(const boot_node *node, const slice *s, piece pieces[2]) {
     const int64_t seam = node->in[X].c, end = s->first + s->width;
     int count = 0;
-    if (s->first < seam) pieces[count++] = (piece){s->first, least(end, seam) - s->first, X};
+    if (s->first < seam) pieces[count++] = (piece){s->first, boot_least(end, seam) - s->first, X};
     if (end > seam) {
         const int64_t first = s->first > seam ? s->first : seam;
         pieces[count++] = (piece){first, end - first, MORE};
@@ -170,8 +168,9 @@ static void forward_moments(const boot_node *node, const boot_call *call, const 
     piece pieces[2];
     for (int i = 0, count = pieces_of(node, s, pieces); i < count; i++) {
         const piece *p = &pieces[i];
-        moments(least(rest, CHUNK), p->width, piece_at(call->in, p, seam, s->n * P + k * CHUNK),
-                call->in[p->input].ld, piece_at(call->in, p, seam, s->n * P),
+        moments(boot_least(rest, CHUNK), p->width,
+                piece_at(call->in, p, seam, s->n * P + k * CHUNK), call->in[p->input].ld,
+                piece_at(call->in, p, seam, s->n * P),
                 sums_of(node, sums, s) + k * 2 * s->width + p->first - s->first, s->width);
     }
 }
@@ -189,7 +188,7 @@ static void forward_apply(const boot_node *node, const boot_call *call, const sl
     piece pieces[2];
     for (int i = 0, count = pieces_of(node, s, pieces); i < count; i++) {
         const piece *p = &pieces[i];
-        apply((boot_act)node->attr[ACT], least(rest, CHUNK), p->width,
+        apply((boot_act)node->attr[ACT], boot_least(rest, CHUNK), p->width,
               piece_at(call->in, p, node->in[X].c, at), call->in[p->input].ld, t.slope + p->first,
               t.shift + p->first, y->data + at * y->ld + p->first, y->ld);
     }
@@ -314,11 +313,11 @@ static void backward_strip(const boot_node *node, const boot_call *call, int64_t
 static void backward_chunk(const boot_node *node, const boot_call *call, int64_t n, int64_t k,
                            const channel_terms *t, float *sums, float *dz, bool kept) {
     const int64_t C = node->out.c, P = node->out.h * node->out.w;
-    const int64_t end = least(P, (k + 1) * CHUNK);
+    const int64_t end = boot_least(P, (k + 1) * CHUNK);
     if (sums) memset(sums, 0, 2 * C * sizeof(float));
     for (int64_t p = k * CHUNK; p < end; p += STRIP)
-        backward_strip(node, call, n, p, least(end - p, STRIP), t, sums, kept ? dz + p * C : dz,
-                       sums || !kept);
+        backward_strip(node, call, n, p, boot_least(end - p, STRIP), t, sums,
+                       kept ? dz + p * C : dz, sums || !kept);
 }
 
 static boot_status group_norm_backward(const boot_node *node, const boot_call *call) {
