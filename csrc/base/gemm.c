@@ -10,7 +10,7 @@
 
 /* Steps of K between an operand's prefetch and its use; floats in a cache line. */
 enum { AHEAD = 40, LINE = 16 };
-_Static_assert(AHEAD < BOOT_GEMM_AHEAD, "products fetch further than they say");
+_Static_assert((int)AHEAD < (int)BOOT_GEMM_AHEAD, "products fetch further than they say");
 
 #define VL 16
 #define MR 12
