@@ -115,13 +115,17 @@ def _attention(n: int, h: int, w: int, c: int, heads: int, **more: float) -> Cas
     return Case("attention", dict.fromkeys("qkv", (n, h, w, c)), {"heads": heads}, **more)
 
 
-def _linear(x: Shape, weight: Shape, bias: bool = True, more: int = 0) -> Case:
+def _linear(
+    x: Shape, weight: Shape, bias: bool = True, more: int = 0, residual: bool = False
+) -> Case:
     """Of x's channels the last `more` are in an array of their own."""
     shapes = {"x": (*x[:3], x[3] - more), "weight": weight}
     if bias:
         shapes["bias"] = weight[:1]
     if more:
         shapes["more"] = (*x[:3], more)
+    if residual:
+        shapes["residual"] = (*x[:3], weight[0])
     return Case("linear", shapes)
 
 
@@ -193,6 +197,9 @@ OTHERS = [
     _linear((2, 5, 7, 24), (36, 24, 1, 1), bias=False, more=7),
     _linear((3, 16, 16, 96), (32, 96, 1, 1), more=32),
     _linear((1, 8, 8, 640), (48, 640, 1, 1), more=40),
+    _linear((1, 1, 1, 1), (1, 1), residual=True),
+    _linear((2, 5, 7, 24), (36, 24), bias=False, more=7, residual=True),
+    _linear((3, 8, 8, 64), (64, 64), residual=True),
     _linear_pair((1, 1, 1, 1), 1, 1),
     _linear_pair((2, 3, 5, 7), 11, 13),
     _linear_pair((2, 3, 5, 7), 11, 13, transposed=True),

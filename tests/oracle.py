@@ -78,11 +78,18 @@ def _joined(x: Array, more: Array | None) -> Array:
     return x if more is None else np.concatenate([x, more], axis=-1)
 
 
-def linear(x: Array, weight: Array, bias: Array | None = None, more: Array | None = None) -> Array:
-    """Product [x, more] W^T + bias over the last dimension; a weight may be (O, I, 1, 1)."""
-    x = _joined(x, more)
-    y = x @ weight.reshape(weight.shape[0], -1).T
-    return y if bias is None else y + bias
+def linear(
+    x: Array,
+    weight: Array,
+    bias: Array | None = None,
+    more: Array | None = None,
+    residual: Array | None = None,
+) -> Array:
+    """[x, more] W^T + bias + residual over the last dimension; a weight may be (O, I, 1, 1)."""
+    y = _joined(x, more) @ weight.reshape(weight.shape[0], -1).T
+    if bias is not None:
+        y = y + bias
+    return y if residual is None else y + residual
 
 
 def linear_pair(

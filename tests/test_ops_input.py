@@ -46,6 +46,7 @@ def test_bad_input_is_refused_by_name(op, damage):
         ("linear", "weight", (5, 9)),
         ("linear", "bias", (6,)),
         ("linear", "more", (2, 1, 1, 1)),
+        ("linear", "residual", (2, 1, 1, 1)),
         ("group_norm", "bias", (3,)),
         ("group_norm", "weight", (1,)),
         ("group_norm", "more", (1, 1, 1, 1)),

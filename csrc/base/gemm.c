@@ -136,6 +136,16 @@ static grid cut_grid(int64_t M, int64_t N, int nr, int threads) {
     return best;
 }
 
+BOOT_INLINE void add_rows_body(int64_t rows, int64_t cols, const float *restrict src, int64_t lds,
+                               float *restrict dst, int64_t ldd) {
+    for (int64_t r = 0; r < rows; r++)
+        for (int64_t c = 0; c < cols; c++) dst[r * ldd + c] += src[r * lds + c];
+}
+BOOT_MULTI_ISA(add_rows,
+               (int64_t rows, int64_t cols, const float *src, int64_t lds, float *restrict dst,
+                int64_t ldd),
+               (rows, cols, src, lds, dst, ldd))
+
 /* One thread's part. Rows go in blocks whose A stays in the second-level cache while the columns
    pass; where K is long, each piece of K takes all rows and columns at once, so that A and B are
    read only once. */
@@ -152,6 +162,9 @@ static void gemm_part(int64_t M, int64_t N, int64_t K, const float *a, int64_t r
             if (more->K)
                 boot_gemm(rows, columns, more->K, more->a + i * more->rsa, more->rsa, 1,
                           b + K * ldb + j, ldb, NULL, c + i * ldc + j, ldc, true);
+            if (more->added)
+                add_rows(rows, columns, more->added + i * more->lds + j, more->lds, c + i * ldc + j,
+                         ldc);
         }
 }
 
@@ -166,8 +179,9 @@ void boot_gemm_team_more(int64_t M, int64_t N, int64_t K, const float *a, int64_
             const int64_t m = g.row_tiles * i / g.rows * MAX_MR, n = g.panels * j / g.columns * nr;
             const int64_t m_end = boot_least(M, g.row_tiles * (i + 1) / g.rows * MAX_MR);
             const int64_t n_end = boot_least(N, g.panels * (j + 1) / g.columns * nr);
-            const boot_gemm_more rest = {more->K, more->K ? more->a + m * more->rsa : NULL,
-                                         more->rsa};
+            boot_gemm_more rest = *more;
+            if (rest.K) rest.a += m * rest.rsa;
+            if (rest.added) rest.added += m * rest.lds + n;
             gemm_part(m_end - m, n_end - n, K, a + m * rsa, rsa, csa, b + n, ldb,
                       bias ? bias + n : NULL, c + m * ldc + n, ldc, accumulate, &rest);
         }
@@ -208,6 +222,16 @@ void boot_transpose(int64_t rows, int64_t cols, const float *src, int64_t lds, f
                 transpose_block(boot_least(rows - i, 16), boot_least(cols - j, 16), from, lds, to,
                                 ldd);
         }
+}
+
+void boot_copy_rows_team(int64_t rows, int64_t cols, const float *src, int64_t lds, float *dst,
+                         int64_t ldd, bool accumulate) {
+#pragma omp for schedule(static)
+    for (int64_t r = 0; r < rows; r++)
+        if (accumulate)
+            add_rows(1, cols, src + r * lds, lds, dst + r * ldd, ldd);
+        else
+            memcpy(dst + r * ldd, src + r * lds, cols * sizeof(float));
 }
 
 BOOT_INLINE void column_sums_body(int64_t rows, int64_t cols, const float *restrict src,

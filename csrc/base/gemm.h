@@ -40,11 +40,14 @@ void boot_gemm_team(int64_t M, int64_t N, int64_t K, const float *a, int64_t rsa
                     const float *b, int64_t ldb, const float *bias, float *c, int64_t ldc,
                     bool accumulate);
 
-/* The same, with K more columns of A in another array; B has their rows below the others. */
+/* The same, with K more columns of A in another array, of which B has the rows below the others,
+   and then with `added` (M x N, row stride lds), or NULL. */
 typedef struct {
     int64_t K;
     const float *a;
     int64_t rsa;
+    const float *added;
+    int64_t lds;
 } boot_gemm_more;
 void boot_gemm_team_more(int64_t M, int64_t N, int64_t K, const float *a, int64_t rsa, int64_t csa,
                          const float *b, int64_t ldb, const float *bias, float *c, int64_t ldc,
@@ -53,6 +56,10 @@ void boot_gemm_team_more(int64_t M, int64_t N, int64_t K, const float *a, int64_
 /* dst (cols x rows, row stride ldd) = transpose of src (rows x cols, row stride lds). */
 void boot_transpose(int64_t rows, int64_t cols, const float *src, int64_t lds, float *dst,
                     int64_t ldd);
+
+/* dst (rows x cols, row stride ldd) = src, or += src; called by every thread of a team. */
+void boot_copy_rows_team(int64_t rows, int64_t cols, const float *src, int64_t lds, float *dst,
+                         int64_t ldd, bool accumulate);
 
 /* sum: (cols) = sum of the rows of src (rows x cols, row stride lds), in an order of their own, on
  * the calling thread. */

@@ -33,9 +33,10 @@ static int vector(builder *b, const char *key, const char *suffix, int64_t count
 
 static int64_t channels_of(builder *b, int x) { return boot_graph_shape(b->graph, x).c; }
 
-static int linear(builder *b, int x, const char *key, int64_t out) {
+/* residual: what is added, or -1. */
+static int linear(builder *b, int x, const char *key, int64_t out, int residual) {
     const int w = weight2(b, key, out, channels_of(b, x)), bias = vector(b, key, "bias", out);
-    return boot_graph_node(b->graph, &boot_op_linear, key, (int[]){x, w, bias, -1, -1}, NULL);
+    return boot_graph_node(b->graph, &boot_op_linear, key, (int[]){x, w, bias, -1, residual}, NULL);
 }
 
 /* Linear `right` from C to C channels, then `left`; see linear_pair.c for `transposed`. */
@@ -135,7 +136,7 @@ static int resnet(builder *b, int x, int skip, const char *prefix, int64_t out, 
     int h = group_norm(b, x, skip, norm1, c->norm_num_groups, c->act, -1);
     if (resample == DOWN) h = unary(b, &boot_op_mean2x2, h, prefix, 0);
     if (resample != KEEP) x = unary(b, resample_op, x, prefix, 0);
-    const int temb = linear(b, b->emb, proj, c->scale_shift ? 2 * out : out);
+    const int temb = linear(b, b->emb, proj, c->scale_shift ? 2 * out : out, -1);
     h = conv_node(b, h, conv1, out, c->scale_shift ? -1 : temb, -1,
                   (double[]){1, 1, 1, 1, 0, resample == UP});
     h = group_norm(b, h, -1, norm2, c->norm_num_groups, c->act, c->scale_shift ? temb : -1);
@@ -161,13 +162,13 @@ static int attention_of_one_head(builder *b, int h, const char *prefix, const ch
 }
 
 static int attention_of_heads(builder *b, int h, const char *prefix, const char *const keys[4],
-                              int64_t heads) {
+                              int64_t heads, int residual) {
     const int64_t C = channels_of(b, h);
-    const int q = linear(b, h, keys[0], C), k = linear(b, h, keys[1], C),
-              v = linear(b, h, keys[2], C);
+    const int q = linear(b, h, keys[0], C, -1), k = linear(b, h, keys[1], C, -1),
+              v = linear(b, h, keys[2], C, -1);
     const int o = boot_graph_node(b->graph, &boot_op_attention, prefix, (int[]){q, k, v, -1, -1},
                                   (double[BOOT_MAX_ATTRS]){(double)heads});
-    return linear(b, o, keys[3], C);
+    return linear(b, o, keys[3], C, residual);
 }
 
 /* Attention with its group norm and residual; groups 0: no norm. */
@@ -182,8 +183,12 @@ static int attention(builder *b, int x, const char *prefix, int64_t groups, doub
     const int h = groups ? group_norm(b, x, -1, norm, groups, BOOT_ACT_NONE, -1) : x;
     const char *const keys[] = {to_q, to_k, to_v, to_out};
     const int64_t heads = head_dim ? C / head_dim : 1;
-    const int out = heads == 1 && pairs_pay(b, h) ? attention_of_one_head(b, h, prefix, keys)
-                                                  : attention_of_heads(b, h, prefix, keys, heads);
+    if (heads == 1 && pairs_pay(b, h)) {
+        const int out = attention_of_one_head(b, h, prefix, keys);
+        return leave_block(b, binary(b, &boot_op_add, x, out, prefix, 1 / output_scale));
+    }
+    if (output_scale == 1) return leave_block(b, attention_of_heads(b, h, prefix, keys, heads, x));
+    const int out = attention_of_heads(b, h, prefix, keys, heads, -1);
     return leave_block(b, binary(b, &boot_op_add, x, out, prefix, 1 / output_scale));
 }
 
@@ -216,8 +221,9 @@ static int time_mlp(builder *b, int v, const char *prefix) {
     WITH_KEY(linear_1, prefix, "linear_1");
     WITH_KEY(linear_2, prefix, "linear_2");
     const int64_t T = b->config->time_embedding_dim;
-    const int h = unary(b, &boot_op_activation, linear(b, v, linear_1, T), prefix, BOOT_ACT_SILU);
-    return linear(b, h, linear_2, T);
+    const int h =
+        unary(b, &boot_op_activation, linear(b, v, linear_1, T, -1), prefix, BOOT_ACT_SILU);
+    return linear(b, h, linear_2, T, -1);
 }
 
 /* act(time + class + target embedding), (N, T). */

@@ -1,7 +1,7 @@
-/* linear.c: y = [x, more] W^T + b over the rows of x; also the 1x1 convolution, whose weight is
- * (O, I, 1, 1). `more`: further columns, of a concatenation that nobody has to make.
+/* linear.c: y = [x, more] W^T + b + residual over the rows of x; also the 1x1 convolution, whose
+ * weight is (O, I, 1, 1). `more`: further columns, of a concatenation that nobody has to make.
  *
- *   dx = dy W      dW = dy^T x      db = sum of dy over rows
+ *   dx = dy W      dW = dy^T x      db = sum of dy over rows      dresidual = dy
  *
  * Every product keeps one order of summation, so results do not depend on the number of threads. */
 #include <string.h>
@@ -9,7 +9,7 @@
 #include "base/gemm.h"
 #include "ops/op.h"
 
-enum { X, WEIGHT, BIAS, MORE };
+enum { X, WEIGHT, BIAS, MORE, RESIDUAL };
 
 static boot_status linear_infer(boot_node *node) {
     const boot_tensor *x = &node->in[X], *weight = &node->in[WEIGHT], *more = &node->in[MORE];
@@ -20,6 +20,10 @@ static boot_status linear_infer(boot_node *node) {
     if (more->n) BOOT_TRY(boot_expect_pixels(node, X, "x", MORE, "more"));
     if (node->in[BIAS].n) BOOT_TRY(boot_expect_count(node, BIAS, "bias", O));
     node->out = boot_shape(x->n, x->h, x->w, O);
+    if (node->in[RESIDUAL].n) {
+        BOOT_TRY(boot_expect_count(node, RESIDUAL, "residual", boot_count(&node->out)));
+        node->grad_alias = RESIDUAL;
+    }
     node->scratch_floats = O * I; /* W^T */
     node->packs[0] = (boot_pack_need){&boot_op_linear, O * I, false};
     return boot_expect_size(node, &node->out);
@@ -57,7 +61,8 @@ static boot_status linear_forward(const boot_node *node, const boot_call *call) 
     const int64_t M = boot_pixels(x), I = x->c + more->c, O = y->c;
     boot_gemm_team_more(M, O, x->c, x->data, x->ld, 1, transposed_weight(call, O, I), O,
                         call->in[BIAS].data, y->data, y->ld, false,
-                        &(boot_gemm_more){more->c, more->data, more->ld});
+                        &(boot_gemm_more){more->c, more->data, more->ld, call->in[RESIDUAL].data,
+                                          call->in[RESIDUAL].ld});
     return BOOT_OK;
 }
 
@@ -77,15 +82,18 @@ static boot_status linear_backward(const boot_node *node, const boot_call *call)
                            false);
     }
     if (db) boot_column_sums_team(M, O, dy->data, dy->ld, db);
+    if (call->din[RESIDUAL].data && call->din[RESIDUAL].data != dy->data)
+        boot_copy_rows_team(M, O, dy->data, dy->ld, call->din[RESIDUAL].data,
+                            call->din[RESIDUAL].ld, call->accumulate[RESIDUAL]);
     return BOOT_OK;
 }
 
 const boot_op boot_op_linear = {
     .name = "linear",
-    .inputs = "x weight bias? more?",
+    .inputs = "x weight bias? more? residual?",
     .attrs = "",
-    .doc = "y = [x, more] W^T + b. x: (N, H, W, Ix), more: (N, H, W, I - Ix), weight: (O, I) or "
-           "(O, I, 1, 1), bias: (O), y: (N, H, W, O).",
+    .doc = "y = [x, more] W^T + b + residual. x: (N, H, W, Ix), more: (N, H, W, I - Ix), weight: "
+           "(O, I) or (O, I, 1, 1), bias: (O), residual, y: (N, H, W, O).",
     .flags = 0,
     .backward_reads = 1u << X | 1u << WEIGHT | 1u << MORE,
     .infer = linear_infer,
