@@ -18,7 +18,7 @@ from machine import Probe
 from networks import CASES
 
 DIRECTIONS = ("forward", "data", "weights")
-REPORTED = ("direct", "dnnl_winograd", "winograd")
+REPORTED = ("direct", "dnnl_winograd", "winograd", "winograd_pairs")
 
 
 class Layer(NamedTuple):

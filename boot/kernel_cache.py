@@ -21,7 +21,8 @@ from boot.files import write_atomically
 
 VARIABLE = "BOOT_KERNEL_CACHE"
 MAX_MACHINES, MAX_KERNELS, MAX_BYTES = 8, 4000, 4_000_000
-WINOGRAD, THREE_BY_THREE = ("winograd", "dnnl_winograd"), " k3 s1 p1,1 "
+WINOGRAD = ("winograd", "winograd_pairs", "dnnl_winograd")
+THREE_BY_THREE = " k3 s1 p1,1 "
 _KEY = re.compile(r"[a-z0-9 ,]{1,95}", re.ASCII)
 
 _log = logging.getLogger("boot")

@@ -163,6 +163,8 @@ CONV2D = [
     _conv(1, 32, 32, 128, 128, extras="bias"),
     _conv(1, 32, 32, 3, 64),
     _conv(1, 32, 32, 64, 3),
+    _conv(1, 5, 7, 32, 160, extras="bias temb residual", scale=0.5),
+    _conv(2, 20, 16, 224, 64, extras="temb"),
     _conv(1, 1, 1, 1, 1, upsampled=True),
     _conv(2, 3, 5, 17, 19, extras="", upsampled=True),
     _conv(3, 4, 4, 96, 96, upsampled=True),

@@ -28,6 +28,7 @@ T_SCHEDULE, T_FILES = "tests/test_schedule.py tests/test_samplers.py", "tests/te
 T_DISTILLER, T_STUDENT = "tests/test_distiller.py", "tests/test_student.py"
 T_CHECKPOINT = "tests/test_checkpoint.py tests/test_fit.py"
 T_OFFLOAD = "tests/test_offload.py"
+T_PAIRS = "tests/test_gemm_pairs.py"
 T_READING = "tests/test_reading.py"
 T_SYNCS, T_SECOND = "tests/test_sync_order.py", "tests/test_fit.py -k second_signal"
 
@@ -97,6 +98,20 @@ OPERATIONS = [
     _op("conv2d_columns", "tap != r / m->C", "tap != r % m->C", "conv2d"),
     _op("conv2d_columns", "? taps - 1 - tap : tap;", "? tap : tap;", "conv2d"),
     _op("conv2d_plain", "i * c->stride + a", "i + a", "conv2d"),
+    Mutant("csrc/ops/conv2d_winograd_pairs.c", "p->scale_v = own;", ";", T_PAIRS),
+    Mutant("csrc/ops/conv2d_winograd_pairs.c", "] *= of.backs[i];", "] *= 1;", T_PAIRS),
+    Mutant(
+        "csrc/base/gemm_pairs.c",
+        " = sum[i][w] - less;",
+        " = sum[i][w];",
+        "tests/test_ops.py -k conv2d",
+    ),
+    Mutant(
+        "csrc/base/gemm_pairs.c",
+        "if (mean == 0) mean =",
+        "if (mean < 0) mean =",
+        T_PAIRS,
+    ),
     _op(
         "conv2d_plain",
         "(o * c->I + e) * c->k + a) * c->k + b];\n            t->y",

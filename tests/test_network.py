@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 
 import numpy as np
 import pytest
@@ -114,6 +115,32 @@ def test_packed_weights_follow_the_weights(kernel):
                 each.weights[:] *= 1.5
                 each.weights_changed()
         assert net.kernels[able[1]] == kernel
+
+
+@pytest.mark.parametrize("kernel", ["winograd", "winograd_pairs"])
+def test_packed_weights_give_the_same_bits(kernel):
+    config = dataclasses.replace(CONFIG, block_out_channels=(32, 64), norm_num_groups=8)
+    outs = []
+    for packed in (False, True):
+        net = Network(config)
+        net.weights[:] = 0.05 * np.random.default_rng(0).standard_normal(net.weights.size)
+        net.weights_changed()
+        net.keep_packed(packed)
+        x, t, labels = inputs(2)
+        net.forward(x, t, labels)
+        wanted = {
+            key: kernel if re.search(r"x(32|64) o\d+ k3 s1 p1,1", key) else "direct"
+            for key in net.kernels
+            if "doubled" not in key
+        }
+        net.pin_kernels(net.kernels | dict.fromkeys(net.kernels, "winograd") | wanted)
+        try:
+            outs += [net.forward(x, t, labels) for _ in range(2)]
+        except NotImplementedError:
+            pytest.skip("this processor has no such kernel")
+        assert kernel in net.kernels.values()
+    for out in outs[1:]:
+        np.testing.assert_array_equal(out, outs[0])
 
 
 def test_a_network_beyond_the_caches_is_timed_on_cold_weights_and_reads_them_once():

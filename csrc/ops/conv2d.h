@@ -13,7 +13,8 @@ typedef enum {
     BOOT_CONV_FORWARD = 0,
     BOOT_CONV_DATA,
     BOOT_CONV_WEIGHTS,
-    BOOT_CONV_DIRECTIONS
+    BOOT_CONV_DIRECTIONS,
+    BOOT_CONV_ALL = (1 << BOOT_CONV_DIRECTIONS) - 1 /* a bit of each */
 } boot_conv_direction;
 
 typedef struct {
@@ -50,9 +51,9 @@ typedef struct {
                  */
     bool team;  /* run() is for every thread of a team; else for one, and it forks by itself */
     bool sums;  /* weights: fills pixel_sums */
-    bool automatic;  /* takes part in timing */
-    double handicap; /* its time is multiplied by this: the price of separate epilogues and large
-                        scratch */
+    unsigned automatic; /* bits of the directions whose timing it takes part in */
+    double handicap;    /* its time is multiplied by this: the price of separate epilogues and large
+                           scratch */
     bool (*applies)(const boot_conv_shape *shape, boot_conv_direction direction);
     boot_status (*create)(const boot_conv_shape *shape, boot_conv_direction direction,
                           boot_dnnl *dnnl, void **state, int64_t *scratch_floats);
@@ -68,10 +69,10 @@ typedef struct {
 } boot_conv_kernel;
 
 extern const boot_conv_kernel boot_conv_direct, boot_conv_dnnl_winograd, boot_conv_winograd,
-    boot_conv_plain, boot_conv_taps, boot_conv_columns;
+    boot_conv_plain, boot_conv_taps, boot_conv_columns, boot_conv_winograd_pairs;
 
 /* All kernels; boot_conv_kernels[0] is "auto" (NULL). */
-enum { BOOT_NUM_CONV_KERNELS = 7 };
+enum { BOOT_NUM_CONV_KERNELS = 8 };
 extern const boot_conv_kernel *const boot_conv_kernels[BOOT_NUM_CONV_KERNELS];
 
 /* y = scale (y + temb + residual) of pixels [first, first + pixels), all of image n. */

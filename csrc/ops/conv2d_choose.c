@@ -6,13 +6,15 @@
 #include "ops/conv2d.h"
 #include "ops/tuner.h"
 
-const boot_conv_kernel *const boot_conv_kernels[BOOT_NUM_CONV_KERNELS] = {NULL,
-                                                                          &boot_conv_direct,
-                                                                          &boot_conv_dnnl_winograd,
-                                                                          &boot_conv_winograd,
-                                                                          &boot_conv_plain,
-                                                                          &boot_conv_taps,
-                                                                          &boot_conv_columns};
+const boot_conv_kernel *const boot_conv_kernels[BOOT_NUM_CONV_KERNELS] = {
+    NULL,
+    &boot_conv_direct,
+    &boot_conv_dnnl_winograd,
+    &boot_conv_winograd,
+    &boot_conv_plain,
+    &boot_conv_taps,
+    &boot_conv_columns,
+    &boot_conv_winograd_pairs};
 
 /* Seconds that a team's break for a kernel with threads of its own takes. */
 static const double FORK = 1e-6;
@@ -32,7 +34,9 @@ static boot_status time_kernels(const boot_conv_shape *s, boot_conv_direction di
         for (int i = 1; i < BOOT_NUM_CONV_KERNELS; i++) {
             const boot_conv_kernel *kernel = boot_conv_kernels[i];
             double seconds;
-            if (!kernel->automatic || !kernel->applies(s, direction) || best[i] < 0) continue;
+            if (!(kernel->automatic >> direction & 1) || !kernel->applies(s, direction) ||
+                best[i] < 0)
+                continue;
             if (round > 0 && best[i] > 2 * lead) continue;
             const boot_status status =
                 boot_conv_time(kernel, s, direction, context->dnnl, REPEATS, 2 * lead, packing,

@@ -373,7 +373,7 @@ static void columns_destroy(void *state) { boot_free(state); }
 const boot_conv_kernel boot_conv_columns = {.name = "columns",
                                             .fused = true,
                                             .team = true,
-                                            .automatic = true,
+                                            .automatic = BOOT_CONV_ALL,
                                             .handicap = 1,
                                             .applies = columns_applies,
                                             .create = columns_create,

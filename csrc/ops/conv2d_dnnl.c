@@ -282,7 +282,7 @@ static boot_status winograd_create(const boot_conv_shape *c, boot_conv_direction
 }
 
 const boot_conv_kernel boot_conv_direct = {.name = "direct",
-                                           .automatic = true,
+                                           .automatic = BOOT_CONV_ALL,
                                            .handicap = 1.08,
                                            .applies = direct_applies,
                                            .create = direct_create,
@@ -292,7 +292,7 @@ const boot_conv_kernel boot_conv_direct = {.name = "direct",
                                            .pack_need = conv_pack_need};
 const boot_conv_kernel boot_conv_dnnl_winograd = {
     .name = "dnnl_winograd",
-    .automatic = true,
+    .automatic = BOOT_CONV_ALL,
     .handicap = 1.25, /* keeps whole transformed tensors, up to 100 MB */
     .applies = winograd_applies,
     .create = winograd_create,

@@ -162,7 +162,7 @@ static void taps_destroy(void *state) { (void)state; }
 const boot_conv_kernel boot_conv_taps = {.name = "taps",
                                          .fused = true,
                                          .team = true,
-                                         .automatic = true,
+                                         .automatic = BOOT_CONV_ALL,
                                          .handicap = 1,
                                          .applies = taps_applies,
                                          .create = taps_create,

@@ -1,4 +1,4 @@
-/* conv2d_winograd.h: what the three files of our Winograd kernel share: tiles, cuts and transforms.
+/* conv2d_winograd.h: what the files of our Winograd kernel share: tiles, cuts and transforms.
  */
 #ifndef BOOT_CONV2D_WINOGRAD_H
 #define BOOT_CONV2D_WINOGRAD_H
@@ -31,20 +31,21 @@ typedef struct {
     float *y;
     const float *bias, *temb, *residual;
     int64_t ldr, ldt;
-    float scale;
+    float back, scale; /* back: from the scale of M */
     bool accumulate;
 } boot_tile_out;
 
 /* Where plane (i, j) of a transformed tile goes: v + i * row + j * column floats. Only the columns
-   j whose bits are set in `columns` are computed. */
+   j whose bits are set in `columns` are computed, of pixels times `scale`. */
 typedef struct {
     int columns;
     int64_t row, column;
+    float scale;
 } boot_tile_planes_at;
 
 /* All of them, plane p = 6 i + j at v + p * plane. */
 static inline boot_tile_planes_at boot_all_planes(int64_t plane) {
-    return (boot_tile_planes_at){0x3f, 6 * plane, plane};
+    return (boot_tile_planes_at){0x3f, 6 * plane, plane, 1};
 }
 
 typedef void (*boot_input_fn)(const boot_tile_map *, const float *image, int64_t h0, int64_t w0,
@@ -59,6 +60,8 @@ typedef struct {
     boot_output_fn output_tile, summed_tile; /* all pixels, or sums over 2x2 */
     void (*weight_panel)(int64_t outputs, int64_t K, const float *w, int64_t so, int64_t sk,
                          bool flip, float *u, int64_t plane);
+    void (*paired_panel)(int64_t outputs, int64_t K, const float *w, int64_t so, int64_t sk,
+                         bool flip, float scale, float *u, int64_t plane);
     void (*weight_grad)(int64_t outputs, const float *du, int64_t plane, float *dw, int64_t so);
 } boot_tile_transforms;
 
@@ -82,6 +85,12 @@ static inline int64_t boot_round_up(int64_t x, int64_t to) { return (x + to - 1)
  * cache set. */
 static inline int64_t boot_tile_row(int64_t channels) { return boot_round_up(channels, 32) + PAD; }
 
+/* Floats of what is kept beside a plane of so many tiles for products of pairs: a flag, and two
+   numbers a tile. */
+static inline int64_t boot_winograd_plane_sums(int64_t tiles) {
+    return PAD + 2 * boot_round_up(tiles + PAD, PAD);
+}
+
 /* How tiles are cut: `tiles` over all images, `block` of them at a time, pixel strides and plane
    strides of transformed inputs (v) and products (m), in floats. */
 typedef struct {
@@ -89,6 +98,10 @@ typedef struct {
     int64_t ldv, ldm, plane_v, plane_m;
     bool shared; /* threads share each stage of one block; else each has its own */
 } boot_tile_cut;
+
+/* That of a forward or data pass from K to C channels (conv2d_winograd_tiles.c). */
+boot_tile_cut boot_tile_cut_of(int64_t N, int64_t H, int64_t W, int64_t K, int64_t C, int threads,
+                               bool pairs);
 
 static inline int64_t boot_tile_rows(const boot_tile_cut *k, int64_t block) {
     const int64_t left = k->tiles - block * k->block;
@@ -113,6 +126,81 @@ static inline void boot_tile_step(const boot_tile_cut *k, boot_tile_place *at) {
     if (at->h0 < 4 * k->th) return;
     at->h0 = 0, at->n++;
 }
+
+/* What the cut into tiles and scratch depend on, and whether products are of pairs. */
+typedef struct {
+    int threads;
+    bool pairs;
+} boot_winograd_state;
+
+/* One forward or data-gradient pass, in terms of what comes in (K channels) and goes out. */
+typedef struct {
+    const boot_conv_shape *s;
+    bool pairs;  /* products of pairs */
+    int threads; /* planned for: a team may be smaller */
+    const boot_tile_transforms *f;
+    boot_input_fn input_tile;
+    boot_output_fn output_tile;
+    int side; /* of a tile's pixels in the image that comes out */
+    boot_tile_planes planes;
+    boot_panels kernels;
+    int nr; /* outputs of a panel */
+    boot_tile_cut cut;
+    boot_tile_map in, out;
+    boot_tile_out sink;
+    const float *x;
+    float *u;
+    bool packed;                               /* u holds all of U already */
+    int64_t outputs, panels, plane_u, panel_u; /* outputs: of all panels */
+    int64_t floats_u;                          /* of all panels; behind them, U's scale */
+    int64_t plane_sums;                        /* floats of sums of pairs of a plane */
+    float scale_v, scale_u;                    /* powers of two: V and U are so much larger */
+    const float *weight;
+    bool data; /* else forward */
+} boot_winograd_pass;
+
+/* Floats of V, behind whose planes the sums of its pairs are, one for each tile of a plane. */
+static inline int64_t boot_winograd_floats_of_v(const boot_winograd_pass *p) {
+    return PLANES * (p->cut.plane_v + (p->pairs ? p->plane_sums : 0));
+}
+
+/* Tiles first ... first + count - 1 of the pass to rows slot ... of v, and back from m. */
+void boot_winograd_input(const boot_winograd_pass *p, int64_t first, int64_t count, int64_t slot,
+                         float *v);
+void boot_winograd_output(const boot_winograd_pass *p, int64_t first, int64_t count, int64_t slot,
+                          const float *m);
+
+/* M (rows, row stride ldm) = V U, or +=, for one panel of outputs, from `o` on, of the c-th plane
+   that is computed; k: inputs [k, k + depth), whose U is `u`. */
+void boot_winograd_product(const boot_winograd_pass *p, int64_t rows, int c, int64_t o, int64_t k,
+                           int64_t depth, const float *v, const float *u, float *m);
+
+/* U of the outputs of one panel, from `o` on, and of inputs [k, k + depth). */
+void boot_winograd_pack_piece(const boot_winograd_pass *p, int64_t o, int64_t k, int64_t depth,
+                              float *u, int64_t plane_u);
+
+/* The same pass, seen by the outputs of one panel, from `o` on, alone; its M is (planes, rows, nr).
+ */
+boot_winograd_pass boot_winograd_panel_of(const boot_winograd_pass *p, int64_t o, int64_t plane_m);
+
+/* Whether weights are packed a panel at a time, just before their use: with few tiles, writing all
+   of U to memory and reading it back would take longer than the products; that pass, by a team, and
+   its floats of scratch (conv2d_winograd_few.c). */
+bool boot_winograd_few(const boot_winograd_pass *p);
+void boot_winograd_run_few(const boot_winograd_pass *p, float *scratch);
+int64_t boot_winograd_few_scratch(const boot_winograd_pass *p);
+
+/* Products of pairs (conv2d_winograd_pairs.c). U's scale, from the weights. Then the scales of a
+   pass: every thread finds the same, and the same whether weights are kept; pixels are multiplied
+   only where they are out of proportion. Nothing for products of multiplications, as the sums. */
+float boot_winograd_scale_of_weights(const boot_conv_shape *s, const float *weight);
+void boot_winograd_find_scales(boot_winograd_pass *p);
+/* The sums of the pairs of the first `rows` tiles in the c-th plane that is computed, in V. */
+void boot_winograd_sum_pairs(const boot_winograd_pass *p, int64_t rows, int c, float *v);
+/* boot_winograd_product for `outputs` outputs, at most those of a panel. */
+void boot_winograd_product_of_pairs(const boot_winograd_pass *p, int64_t rows, int c,
+                                    int64_t outputs, int64_t k, int64_t depth, const float *v,
+                                    const float *u, float *m);
 
 /* Weight gradient, and the floats of scratch that it needs (conv2d_winograd_weights.c). */
 boot_status boot_winograd_weights(const boot_conv_shape *s, const boot_conv_args *t);

@@ -2,6 +2,7 @@
  * set. */
 #include <string.h>
 
+#include "base/gemm_pairs.h"
 #include "base/lanes.h"
 #include "ops/conv2d_winograd.h"
 
@@ -76,4 +77,34 @@ const boot_tile_transforms *boot_tile_transforms_for_isa(void) {
     default:
         return &sse_transforms;
     }
+}
+
+/* Floats of U, V and M together that stay in a second-level cache of 1 MiB; of U where shorter
+   blocks pay nevertheless, since V takes the less: for products of pairs, always. */
+enum { CACHED = 230000, SMALL_U = 600000, SHORT_BLOCK = 24, STEP = 12, MAX_BLOCK = 36 };
+
+/* The most tiles of a block: as many as leave U in the cache, for which it is read again. */
+static int64_t longest_block(int64_t K, int64_t C, bool pairs) {
+    const int64_t u = PLANES * K * boot_round_up(C, 32), panel = C < 32 ? C : 32;
+    const int64_t tiles = (CACHED - u) / (PLANES * (boot_tile_row(K) + panel)) / STEP * STEP;
+    if (u > CACHED) return pairs || u < SMALL_U ? SHORT_BLOCK : MAX_BLOCK;
+    return tiles < STEP ? STEP : tiles < MAX_BLOCK ? tiles : MAX_BLOCK;
+}
+
+/* Either every thread cuts a share of the tiles into blocks (private buffers), or, where those
+   would be too small, all threads share each stage of one block. */
+boot_tile_cut boot_tile_cut_of(int64_t N, int64_t H, int64_t W, int64_t K, int64_t C, int threads,
+                               bool pairs) {
+    boot_tile_cut k = {.th = (H + 3) / 4, .tw = (W + 3) / 4};
+    k.tiles = N * k.th * k.tw;
+    const int64_t most = longest_block(K, C, pairs);
+    k.blocks = boot_round_up((k.tiles + most - 1) / most, threads);
+    k.block = boot_round_up((k.tiles + k.blocks - 1) / k.blocks, 4);
+    /* Blocks of fewer than 8 tiles would leave the register tile of the product half empty. */
+    k.shared = k.block < 8;
+    if (k.shared) k.block = k.tiles < MAX_BLOCK ? k.tiles : MAX_BLOCK;
+    k.blocks = (k.tiles + k.block - 1) / k.block;
+    k.ldv = boot_tile_row(K), k.ldm = boot_tile_row(C);
+    k.plane_v = k.block * k.ldv + PAD, k.plane_m = k.block * k.ldm + PAD;
+    return k;
 }

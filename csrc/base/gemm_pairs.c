@@ -1,0 +1,276 @@
+/* gemm_pairs.c: the inner product of Winograd (1968) on register tiles of 12 x 32, for AVX-512. */
+#include "base/gemm_pairs.h"
+
+#include <math.h>
+
+#include "base/isa.h"
+#include "base/lanes.h"
+
+#if defined(__x86_64__)
+
+enum { MR = 12, NR = BOOT_PAIRS_NR, AHEAD = 24, LINE = 16 };
+#define INLINE BOOT_TARGET_AVX512 static inline __attribute__((always_inline))
+
+/* y + x in every lane. Zen 4 reads x for nothing as a part of the addition; in a register of its
+   own, which the compiler would choose, it takes the place of an addition. */
+#define ADD_BROADCAST(sum, y, x)                                                                   \
+    __asm__("vaddps %2%{1to16%}, %1, %0" : "=v"(sum) : "v"(y), "m"(*(x)))
+/* The same by a multiplier, sum = y + one x: each kind of unit gets three of six operations. */
+#define ADD_BROADCAST_BY_MULTIPLIER(sum, y, one, x)                                                \
+    do {                                                                                           \
+        sum = y;                                                                                   \
+        __asm__("vfmadd231ps %2%{1to16%}, %1, %0" : "+v"(sum) : "v"(one), "m"(*(x)));              \
+    } while (0)
+
+/* C tile (R x W 16); ON, R and W are constants. */
+INLINE void tile(const bool ON, const int R, const int W, int64_t K, const float *a, int64_t rsa,
+                 const float *sums, const float *b, float *c, int64_t ldc) {
+    boot_lanes sum[MR][2], one = (boot_lanes){0} + 1.0f;
+    const float *row[(MR + 2) / 3], *next = a + R * rsa; /* next: the tile below, to be fetched */
+    float *ahead = c;
+    int64_t left = LINE, steps = BOOT_LANES; /* to the next line, and the next 32 inputs */
+    for (int i = 0; i < R; i++) {
+        for (int w = 0; w < W; w++) {
+            sum[i][w] = *(const boot_lanes *)(b + w * BOOT_LANES);
+            if (ON)
+                sum[i][w] += *(const boot_lanes *)(ahead + w * BOOT_LANES);
+            else
+                __builtin_prefetch(ahead + w * BOOT_LANES, 1);
+        }
+        ahead += ldc;
+        BOOT_OPAQUE(ahead);
+    }
+    for (int i = 0; i < R; i += 3) {
+        row[i / 3] = a + i * rsa;
+        BOOT_OPAQUE(row[i / 3]);
+    }
+    for (;;) {
+        const int64_t depth = boot_least(K, BOOT_PAIRS_DEPTH);
+        K -= depth, b += NR;
+        for (const float *end = b + depth * NR; b < end; b += 2 * NR) {
+            boot_lanes even[2], odd[2];
+            for (int w = 0; w < W; w++) {
+                even[w] = *(const boot_lanes *)(b + w * BOOT_LANES);
+                odd[w] = *(const boot_lanes *)(b + NR + w * BOOT_LANES);
+                __builtin_prefetch(b + AHEAD * NR + w * BOOT_LANES);
+                __builtin_prefetch(b + (AHEAD + 1) * NR + w * BOOT_LANES);
+            }
+            for (int half = 0; half < 2; half++) {
+                __builtin_prefetch(next);
+                left--;
+                next += left ? rsa : LINE - (LINE - 1) * rsa;
+                left = left ? left : LINE;
+            }
+            for (int i = 0; i < R; i++) {
+                const float *x = row[i / 3] + i % 3 * rsa;
+                for (int w = 0; w < W; w++) {
+                    boot_lanes first, second;
+                    ADD_BROADCAST(first, odd[w], x);
+                    if (w == 0)
+                        ADD_BROADCAST_BY_MULTIPLIER(second, even[w], one, x + BOOT_LANES);
+                    else
+                        ADD_BROADCAST(second, even[w], x + BOOT_LANES);
+                    sum[i][w] += first * second;
+                }
+            }
+            steps--;
+            const int64_t on = steps ? 1 : 1 + BOOT_LANES;
+            steps = steps ? steps : BOOT_LANES;
+            for (int i = 0; i < R; i += 3) row[i / 3] += on;
+        }
+        if (K == 0) break;
+        for (int w = 0; w < W; w++)
+            for (int i = 0; i < R; i++) sum[i][w] += *(const boot_lanes *)(b + w * BOOT_LANES);
+    }
+    for (int i = 0; i < R; i++) {
+        const float less = sums ? sums[i] : 0;
+        for (int w = 0; w < W; w++) *(boot_lanes *)(c + w * BOOT_LANES) = sum[i][w] - less;
+        c += ldc;
+        BOOT_OPAQUE(c);
+    }
+}
+
+/* All rows of one panel. */
+INLINE void rows_of(const bool ON, const int W, int64_t M, int64_t K, const float *a, int64_t rsa,
+                    const float *sums, const float *b, float *c, int64_t ldc) {
+    int64_t i = 0;
+#define TILE(R) tile(ON, R, W, K, a + i * rsa, rsa, sums ? sums + i : NULL, b, c + i * ldc, ldc)
+    for (; i + MR <= M; i += MR) TILE(MR);
+    switch (M - i) {
+#define ROWS(R)                                                                                    \
+    case R:                                                                                        \
+        TILE(R);                                                                                   \
+        break;
+        ROWS(1)
+        ROWS(2)
+        ROWS(3)
+        ROWS(4)
+        ROWS(5)
+        ROWS(6)
+        ROWS(7)
+        ROWS(8)
+        ROWS(9)
+        ROWS(10)
+        ROWS(11)
+    default:
+        break;
+    }
+#undef ROWS
+#undef TILE
+}
+
+#define PANEL(NAME, ON, W)                                                                         \
+    BOOT_TARGET_AVX512 static void NAME(int64_t M, int64_t K, const float *a, int64_t rsa,         \
+                                        const float *sums, const float *b, float *c,               \
+                                        int64_t ldc) {                                             \
+        rows_of(ON, W, M, K, a, rsa, sums, b, c, ldc);                                             \
+    }
+PANEL(wide, false, 2)
+PANEL(narrow, false, 1)
+PANEL(wide_on, true, 2)
+PANEL(narrow_on, true, 1)
+
+void boot_pairs_panel(int64_t M, int64_t columns, int64_t K, const float *a, int64_t rsa,
+                      const float *sums, const float *b, float *c, int64_t ldc, bool on) {
+    if (columns <= NR / 2)
+        (on ? narrow_on : narrow)(M, K, a, rsa, sums, b, c, ldc);
+    else
+        (on ? wide_on : wide)(M, K, a, rsa, sums, b, c, ldc);
+}
+
+bool boot_pairs_available(void) { return boot_isa() == BOOT_ISA_AVX512; }
+
+/* Rows i and i + S of r become one: the sums of the lanes whose numbers differ in bit S, those of
+   row i in the lanes without it. */
+#define MERGE(S)                                                                                   \
+    for (int i = 0; i < S; i++) {                                                                  \
+        const boot_lanes x = r[i], y = r[i + S];                                                   \
+        r[i] = __builtin_shuffle(x, y, (boot_lane_bits)BOOT_ALL_LANES(BOOT_KEEP, S)) +             \
+               __builtin_shuffle(x, y, (boot_lane_bits)BOOT_ALL_LANES(BOOT_MOVE, S));              \
+    }
+#define SWAPPED(S, l) ((l) ^ (S))
+#define FOLD(S)                                                                                    \
+    for (int i = 0; i < 4; i++)                                                                    \
+        r[i] += __builtin_shuffle(r[i], (boot_lane_bits)BOOT_ALL_LANES(SWAPPED, S));
+
+/* The sums of the first `rows` of COUNT rows, 16 or 4, a constant. largest: lane by lane, of the
+   sums of squares of every fourth of them. */
+INLINE void some_row_sums(const int COUNT, int64_t rows, int64_t K, const float *a, int64_t rsa,
+                          float *sums, boot_lanes *largest) {
+    boot_lanes r[16], squares[4] = {{0}}; /* four: each waits for the one before */
+    for (int i = 0; i < COUNT; i++) {
+        const float *x = a + (i < rows ? i : 0) * rsa;
+        r[i] = (boot_lanes){0};
+        for (int64_t k = 0; k < K; k += 2 * BOOT_LANES) {
+            const boot_lanes v = *(const boot_lanes *)(x + k);
+            const boot_lanes w = *(const boot_lanes *)(x + k + BOOT_LANES);
+            r[i] += v * w;
+            squares[i % 4] += v * v;
+            squares[i % 4] += w * w;
+        }
+    }
+    if (COUNT == 16) {
+        MERGE(8)
+        MERGE(4)
+    } else {
+        FOLD(8)
+        FOLD(4)
+    }
+    MERGE(2)
+    MERGE(1)
+    *(boot_lanes *)sums = r[0];
+    for (int i = 0; i < 4; i++) {
+        const boot_lane_bits larger = squares[i] > *largest;
+        *largest = (boot_lanes)(((boot_lane_bits)squares[i] & larger) |
+                                ((boot_lane_bits)*largest & ~larger));
+    }
+}
+
+/* What the squares of a row that is left alone add up to at most. */
+static float most_squares(int64_t K) { return 128.0f * 128.0f * (float)K; }
+
+/* Makes rows with more than that smaller. */
+static void tame_rows(int64_t rows, int64_t K, float *a, int64_t rsa, float *sums, float *backs) {
+    for (int64_t i = 0; i < rows; i++) {
+        float *row = a + i * rsa;
+        backs[i] = 1;
+        if (!(boot_row_product(row, row, K) > most_squares(K))) continue;
+        const float scale = 16 * boot_pairs_scale(1, K, row, K);
+        for (int64_t k = 0; k < K; k++) row[k] *= scale;
+        sums[i] = 0;
+        for (int64_t k = 0; k < K; k += 2 * BOOT_LANES)
+            sums[i] += boot_row_product(row + k, row + k + BOOT_LANES, BOOT_LANES);
+        backs[i] = 1 / scale;
+    }
+}
+
+/* Returns whether a row may have more. Its largest lane has a 16th of that at least, which a lane
+   of 16 usual rows has not. */
+BOOT_TARGET_AVX512 static bool row_sums(int64_t rows, int64_t K, const float *a, int64_t rsa,
+                                        float *sums) {
+    boot_lanes largest = {0};
+    float lanes[BOOT_LANES];
+    bool more = false;
+    int64_t i = 0;
+    for (; rows - i > 4; i += 16)
+        some_row_sums(16, rows - i, K, a + i * rsa, rsa, sums + i, &largest);
+    for (; i < rows; i += 4) some_row_sums(4, rows - i, K, a + i * rsa, rsa, sums + i, &largest);
+    memcpy(lanes, &largest, sizeof lanes);
+    for (int lane = 0; lane < BOOT_LANES; lane++)
+        more |= lanes[lane] > most_squares(K) / BOOT_LANES;
+    return more;
+}
+
+bool boot_pairs_row_sums(int64_t rows, int64_t K, float *a, int64_t rsa, float *sums,
+                         float *backs) {
+    if (!row_sums(rows, K, a, rsa, sums)) return false;
+    tame_rows(rows, K, a, rsa, sums, backs);
+    return true;
+}
+
+#else
+
+bool boot_pairs_available(void) { return false; }
+void boot_pairs_panel(int64_t M, int64_t columns, int64_t K, const float *a, int64_t rsa,
+                      const float *sums, const float *b, float *c, int64_t ldc, bool on) {
+    (void)M, (void)columns, (void)K, (void)a, (void)rsa, (void)sums;
+    (void)b, (void)c, (void)ldc, (void)on;
+}
+bool boot_pairs_row_sums(int64_t rows, int64_t K, float *a, int64_t rsa, float *sums,
+                         float *backs) {
+    (void)rows, (void)K, (void)a, (void)rsa, (void)sums, (void)backs;
+    return false;
+}
+
+#endif
+
+/* Mean square of those of up to `samples` rows that are not all zero; 0: all are. whole: in double
+   precision, for squares beyond single. */
+static double mean_square(bool whole, int64_t samples, int64_t rows, int64_t cols, const float *x,
+                          int64_t ld) {
+    enum { STEP = 7919 }; /* a prime: else all samples could lie on an image's edge */
+    double total = 0;
+    int64_t counted = 0;
+    samples = boot_least(rows, samples);
+    for (int64_t i = 0; i < samples; i++) {
+        const int64_t first = rows * i / samples, stretch = rows * (i + 1) / samples - first;
+        const float *row = x + (first + i * STEP % stretch) * ld;
+        double sum = whole ? 0 : (double)boot_row_product(row, row, cols);
+        for (int64_t c = 0; whole && c < cols; c++) sum += (double)row[c] * row[c];
+        total += sum;
+        counted += sum != 0;
+    }
+    return counted ? total / ((double)counted * (double)cols) : 0;
+}
+
+float boot_pairs_scale(int64_t rows, int64_t cols, const float *x, int64_t ld) {
+    enum { SAMPLES = 32 };
+    int exponent;
+    double mean = mean_square(false, SAMPLES, rows, cols, x, ld);
+    if (!(mean > 1e-30 && mean < 1e30)) mean = mean_square(true, SAMPLES, rows, cols, x, ld);
+    if (mean == 0) mean = mean_square(true, rows, rows, cols, x, ld);
+    if (!(mean > 0 && mean < 1e80)) return 1;             /* above that: infinite */
+    const double mantissa = frexp(sqrt(mean), &exponent); /* of 0.5 to 1, times 2^exponent */
+    if (mantissa < sqrt(0.5)) exponent--;
+    return (float)ldexp(1, exponent < -126 ? 126 : -exponent);
+}
