@@ -189,25 +189,38 @@ def read_tensors(infos: Iterable[TensorInfo]) -> dict[str, NDArray[np.float32]]:
     """Read the given tensors as float32 arrays, in the given order, opening each file once.
 
     F16, BF16 and F64 are converted. FormatError for other dtypes and for files cut short meanwhile.
+    Those of F32 share one block of memory: the system backs it with huge pages, and clears them in
+    a fraction of the time that thousands of small ones take.
     """
     wanted = list(infos)
     result: dict[str, NDArray[np.float32]] = {}
+    block = np.empty(sum(i.end - i.begin for i in wanted if i.dtype == "F32"), np.uint8)
+    used = 0
     with contextlib.ExitStack() as stack:
         files: dict[Path, io.BufferedReader] = {}
         for info in sorted(wanted, key=lambda info: (str(info.file), info.begin)):
             if info.file not in files:
                 files[info.file] = stack.enter_context(open_regular(info.file))
-            result[info.name] = _read_tensor(files[info.file], info)
+            size = info.end - info.begin
+            if info.dtype == "F32":
+                raw = block[used : used + size].view(np.float32).reshape(info.shape)
+                used += size
+            else:
+                raw = None
+            result[info.name] = _read_tensor(files[info.file], info, raw)
     return {info.name: result[info.name] for info in wanted}
 
 
-def _read_tensor(file: io.BufferedReader, info: TensorInfo) -> NDArray[np.float32]:
+def _read_tensor(
+    file: io.BufferedReader, info: TensorInfo, raw: NDArray[Any] | None
+) -> NDArray[np.float32]:
     if info.dtype not in READABLE:
         raise FormatError(
             f"{info.file}: tensor {shown(info.name)} has dtype {info.dtype}; boot reads "
             f"{', '.join(READABLE)}"
         )
-    raw = np.empty(info.shape, READABLE[info.dtype])
+    if raw is None:
+        raw = np.empty(info.shape, READABLE[info.dtype])
     file.seek(info.begin)
     if file.readinto(raw.reshape(-1).view(np.uint8).data) != info.end - info.begin:
         raise FormatError(f"{info.file} was cut short while it was read")
