@@ -203,28 +203,26 @@ def read_tensors(infos: Iterable[TensorInfo]) -> dict[str, NDArray[np.float32]]:
                 files[info.file] = stack.enter_context(open_regular(info.file))
             size = info.end - info.begin
             if info.dtype == "F32":
-                raw = block[used : used + size].view(np.float32).reshape(info.shape)
+                room = block[used : used + size]
                 used += size
             else:
-                raw = None
-            result[info.name] = _read_tensor(files[info.file], info, raw)
+                room = np.empty(size, np.uint8)
+            result[info.name] = _read_tensor(files[info.file], info, room)
     return {info.name: result[info.name] for info in wanted}
 
 
 def _read_tensor(
-    file: io.BufferedReader, info: TensorInfo, raw: NDArray[Any] | None
+    file: io.BufferedReader, info: TensorInfo, room: NDArray[np.uint8]
 ) -> NDArray[np.float32]:
     if info.dtype not in READABLE:
         raise FormatError(
             f"{info.file}: tensor {shown(info.name)} has dtype {info.dtype}; boot reads "
             f"{', '.join(READABLE)}"
         )
-    if raw is None:
-        raw = np.empty(info.shape, READABLE[info.dtype])
     file.seek(info.begin)
-    if file.readinto(raw.reshape(-1).view(np.uint8).data) != info.end - info.begin:
+    if file.readinto(room.data) != len(room):
         raise FormatError(f"{info.file} was cut short while it was read")
-    return as_float32(raw, info.dtype)
+    return as_float32(room.view(READABLE[info.dtype]).reshape(info.shape), info.dtype)
 
 
 def as_float32(raw: NDArray[Any], dtype: str) -> NDArray[np.float32]:
