@@ -205,7 +205,7 @@ static void tame_rows(int64_t rows, int64_t K, float *a, int64_t rsa, float *sum
 }
 
 /* Returns whether a row may have more. Its largest lane has a 16th of that at least, which a lane
-   of 16 usual rows has not. */
+   of four usual rows has not. */
 BOOT_TARGET_AVX512 static bool row_sums(int64_t rows, int64_t K, const float *a, int64_t rsa,
                                         float *sums) {
     boot_lanes largest = {0};

@@ -18,6 +18,12 @@
 
 enum { MOST_PANELS = 3, LINE = 16, MOST_OWN = 160000 };
 
+/* What the cut into tiles and scratch depend on, and whether products are of pairs. */
+typedef struct {
+    int threads;
+    bool pairs;
+} winograd_state;
+
 void boot_winograd_input(const boot_winograd_pass *p, int64_t first, int64_t count, int64_t slot,
                          float *v) {
     boot_tile_planes_at planes = boot_all_planes(p->cut.plane_v);
@@ -140,9 +146,7 @@ static void run_shared(const boot_winograd_pass *p, float *work) {
         const int64_t rows = boot_tile_rows(k, b);
 #pragma omp for schedule(static)
         for (int64_t i = 0; i < rows; i++) boot_winograd_input(p, b * k->block + i, 1, i, v);
-#pragma omp for schedule(static)
-        for (int c = 0; c < (p->pairs ? p->planes.count : 0); c++)
-            boot_winograd_sum_pairs(p, rows, c, v);
+        boot_winograd_sum_all_pairs(p, rows, v);
 #pragma omp for collapse(2) schedule(static)
         for (int64_t j = 0; j < p->panels; j++)
             for (int c = 0; c < p->planes.count; c++)
@@ -179,7 +183,7 @@ static void pack_panels(const boot_winograd_pass *p) {
 static bool own_packs(const boot_winograd_pass *p) { return p->floats_u <= MOST_OWN; }
 
 /* Everything about a pass but where U is. */
-static boot_winograd_pass pass_of(const boot_winograd_state *state, const boot_conv_shape *s,
+static boot_winograd_pass pass_of(const winograd_state *state, const boot_conv_shape *s,
                                   const boot_conv_args *t, bool data) {
     const int64_t K = data ? s->O : s->I, C = data ? s->I : s->O;
     boot_winograd_pass p = {
@@ -237,7 +241,7 @@ static boot_status winograd_pack(void *state, const boot_conv_shape *s,
     return BOOT_OK;
 }
 
-static boot_status run_pass(const boot_winograd_state *state, const boot_conv_shape *s,
+static boot_status run_pass(const winograd_state *state, const boot_conv_shape *s,
                             const boot_conv_args *t, bool data) {
     boot_winograd_pass p = pass_of(state, s, t, data);
     float *work = t->scratch + p.floats_u;
@@ -280,13 +284,14 @@ static bool pairs_apply(const boot_conv_shape *s, boot_conv_direction direction)
 static boot_status create(bool pairs, const boot_conv_shape *s, boot_conv_direction direction,
                           void **state, int64_t *scratch) {
     const int threads = omp_get_max_threads();
-    BOOT_TRY(boot_alloc(state, sizeof(boot_winograd_state), false, "conv2d"));
-    *(boot_winograd_state *)*state = (boot_winograd_state){threads, pairs};
+    BOOT_TRY(boot_alloc(state, sizeof(winograd_state), false, "conv2d"));
+    *(winograd_state *)*state = (winograd_state){threads, pairs};
     if (direction == BOOT_CONV_WEIGHTS) {
         *scratch = boot_winograd_weights_scratch(s);
         return BOOT_OK;
     }
-    boot_winograd_pass p = pass_of(*state, s, &(boot_conv_args){0}, direction == BOOT_CONV_DATA);
+    const boot_winograd_pass p =
+        pass_of(*state, s, &(boot_conv_args){0}, direction == BOOT_CONV_DATA);
     const boot_tile_cut *k = &p.cut;
     *scratch = p.floats_u +
                (k->shared ? 1 : threads) * (boot_winograd_floats_of_v(&p) + PLANES * k->plane_m);

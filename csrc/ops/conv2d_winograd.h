@@ -127,12 +127,6 @@ static inline void boot_tile_step(const boot_tile_cut *k, boot_tile_place *at) {
     at->h0 = 0, at->n++;
 }
 
-/* What the cut into tiles and scratch depend on, and whether products are of pairs. */
-typedef struct {
-    int threads;
-    bool pairs;
-} boot_winograd_state;
-
 /* One forward or data-gradient pass, in terms of what comes in (K channels) and goes out. */
 typedef struct {
     const boot_conv_shape *s;
@@ -190,13 +184,15 @@ bool boot_winograd_few(const boot_winograd_pass *p);
 void boot_winograd_run_few(const boot_winograd_pass *p, float *scratch);
 int64_t boot_winograd_few_scratch(const boot_winograd_pass *p);
 
-/* Products of pairs (conv2d_winograd_pairs.c). U's scale, from the weights. Then the scales of a
-   pass: every thread finds the same, and the same whether weights are kept; pixels are multiplied
-   only where they are out of proportion. Nothing for products of multiplications, as the sums. */
+/* Products of pairs (conv2d_winograd_pairs.c). U's scale, from the weights. */
 float boot_winograd_scale_of_weights(const boot_conv_shape *s, const float *weight);
+/* These do nothing where products are of multiplications. The scales of a pass: every thread finds
+   the same, and the same whether weights are kept. */
 void boot_winograd_find_scales(boot_winograd_pass *p);
-/* The sums of the pairs of the first `rows` tiles in the c-th plane that is computed, in V. */
+/* The sums of the pairs of the first `rows` tiles, in V: in the c-th plane that is computed; or in
+   all of them, shared out among a team. */
 void boot_winograd_sum_pairs(const boot_winograd_pass *p, int64_t rows, int c, float *v);
+void boot_winograd_sum_all_pairs(const boot_winograd_pass *p, int64_t rows, float *v);
 /* boot_winograd_product for `outputs` outputs, at most those of a panel. */
 void boot_winograd_product_of_pairs(const boot_winograd_pass *p, int64_t rows, int c,
                                     int64_t outputs, int64_t k, int64_t depth, const float *v,

@@ -69,9 +69,7 @@ void boot_winograd_run_few(const boot_winograd_pass *p, float *v) {
     float *u = v + boot_winograd_floats_of_v(&all) + omp_get_thread_num() * each;
 #pragma omp for schedule(static)
     for (int64_t i = 0; i < p->cut.tiles; i++) boot_winograd_input(&all, i, 1, i, v);
-#pragma omp for schedule(static)
-    for (int c = 0; c < (p->pairs ? p->planes.count : 0); c++)
-        boot_winograd_sum_pairs(&all, p->cut.tiles, c, v);
+    boot_winograd_sum_all_pairs(&all, p->cut.tiles, v);
 #pragma omp for schedule(static)
     for (int64_t j = 0; j < p->panels; j++) few_panel(&all, j * p->nr, v, u);
 }

@@ -17,6 +17,7 @@ void boot_winograd_find_scales(boot_winograd_pass *p) {
     if (!p->pairs) return;
     const float own = HALF * boot_pairs_scale(p->s->N * in->H * in->W, in->channels, p->x, in->ld);
     p->scale_u = p->packed ? p->u[p->floats_u] : boot_winograd_scale_of_weights(p->s, p->weight);
+    /* Pixels are multiplied only where they are out of proportion. */
     if (own > 2 || own < 0.5f) p->scale_v = own;
     p->sink.back = (float)(1.0 / ((double)p->scale_u * (double)p->scale_v));
 }
@@ -38,6 +39,12 @@ void boot_winograd_sum_pairs(const boot_winograd_pass *p, int64_t rows, int c, f
     const plane_sums of = sums_of(p, v, c);
     *of.tamed = boot_pairs_row_sums(rows, p->in.channels, v + p->planes.at[c] * p->cut.plane_v,
                                     p->cut.ldv, of.sums, of.backs);
+}
+
+void boot_winograd_sum_all_pairs(const boot_winograd_pass *p, int64_t rows, float *v) {
+    if (!p->pairs) return; /* before the loop, which ends in a barrier */
+#pragma omp for schedule(static)
+    for (int c = 0; c < p->planes.count; c++) boot_winograd_sum_pairs(p, rows, c, v);
 }
 
 void boot_winograd_product_of_pairs(const boot_winograd_pass *p, int64_t rows, int c,
