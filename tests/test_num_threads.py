@@ -143,12 +143,8 @@ def run_with(threads, config, packed):
     return [out, trained, grads, norms, *weights_of(distiller)]
 
 
-OURS = [
-    "winograd",
-    "winograd_pairs",
-    "taps",
-    "columns",
-]  # the kernels of a convolution that a team shares
+# The kernels of a convolution that a team shares.
+OURS = ["winograd", "winograd_pairs", "taps", "columns"]
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
