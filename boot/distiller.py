@@ -185,22 +185,21 @@ class Distiller:
 
         judged = np.arange(self._judged_rows(corrected))
         t_image = np.full(len(judged), self._t_min)
-        first = draw.take(_join(np.arange(size), judged))
+        first = draw.again(judged)
         y_t = student.signal(first.eps, _join(t, t_image), first.labels, first.w)
         check_computed("the student's signal y(eps, t)", y_t)
         y_t, images = y_t[:size], y_t[size:]
-        pull = self._judge(images, draw.take(judged))
+        pull = self._judge(images, draw, judged)
         x_t = diffuse(self._schedule, y_t, eps, t)
         x_end = self._schedule.start(eps[ends], self._t_max)
-        rows = _join(np.arange(size), ends)
-        f = self._f(_join(x_t, x_end), _join(t, t_end), draw.take(rows))
+        f = self._f(_join(x_t, x_end), _join(t, t_end), draw.again(ends))
         f, f_end = f[:size], f[size:]
         aims = Aims(np.arange(size), t, s, self._solve(y_t, f, t, s, draw))
         if self._rollout_rows > 0:
             steps = config.correction_steps
             aims = aims.rollout(self._rollout_rows, steps, delta, self._t_min, self._go_on(draw))
 
-        asked = draw.take(_join(aims.rows, ends, judged))
+        asked = draw.again(_join(aims.rows[size:], ends, judged))
         times = _join(aims.s, t_end, t_image)
         y = student.signal_train(asked.eps, times, asked.labels, asked.w)
         omega = weights(config, self._schedule, aims.t, aims.s)
@@ -216,13 +215,13 @@ class Distiller:
         now = takes_part(self.config, self.state.step) if corrected is None else corrected
         return self._critic.rows if now and self._critic is not None else 0
 
-    def _judge(self, images: Images, draw: Draw) -> Pull:
-        """What the critic says about images, if there are any; here its gradient is made."""
+    def _judge(self, images: Images, draw: Draw, rows: NDArray[np.int64]) -> Pull:
+        """What the critic says about the images of some rows; here its gradient is made."""
         if self._critic is None or len(images) == 0:
             return Pull(None, images)
-        done = self.state.critic_updates
+        done, some = self.state.critic_updates, draw.take(rows)
         return self._critic.judge(
-            self.config, images, draw.labels, self.state.step, done, self._grid, draw.w
+            self.config, images, some.labels, self.state.step, done, self._grid, some.w
         )
 
     def _delta(self) -> float:
@@ -397,4 +396,5 @@ class Distiller:
 
 
 def _join(*parts: Any) -> Any:
-    return np.concatenate(parts)
+    """Put arrays behind each other; the first itself, not a copy, if the others are empty."""
+    return np.concatenate(parts) if any(len(part) for part in parts[1:]) else parts[0]

@@ -29,6 +29,10 @@ class Draw(NamedTuple):
         """Return the samples at some rows, in that order."""
         return Draw._make(None if a is None else a[rows] for a in self)
 
+    def again(self, rows: NDArray[np.int64]) -> Draw:
+        """Return all samples, and behind them those at some rows once more."""
+        return self.take(np.concatenate([np.arange(len(self.t)), rows])) if len(rows) else self
+
 
 def draw_step(
     config: DistillConfig,

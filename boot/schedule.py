@@ -106,8 +106,8 @@ class Schedule:
 
         0 <= s <= t, t > 0. C is 1 for s = 0 and for alpha_t = 0: such a step forgets y_t.
         """
-        t, s = np.broadcast_arrays(np.asarray(t, np.float64), np.asarray(s, np.float64))
-        if not (np.all(s <= t) and np.all(s >= 0) and np.all(t > 0) and np.all(t <= 1)):
+        t, s = np.asarray(t, np.float64), np.asarray(s, np.float64)
+        if not ((s <= t).all() and (s >= 0).all() and (t > 0).all() and (t <= 1).all()):
             raise ValueError("step_coefficient needs 0 <= s <= t <= 1 and t > 0")
         with np.errstate(invalid="ignore"):  # s = t = 1 with alpha = 0 is inf - inf
             coefficient = -np.expm1(self.lambda_(s) - self.lambda_(t))

@@ -153,10 +153,11 @@ bool boot_pairs_available(void) { return boot_isa() == BOOT_ISA_AVX512; }
     for (int i = 0; i < 4; i++)                                                                    \
         r[i] += __builtin_shuffle(r[i], (boot_lane_bits)BOOT_ALL_LANES(SWAPPED, S));
 
-/* The sums of the first `rows` of COUNT rows, 16 or 4, a constant. largest: lane by lane, of the
-   sums of squares of every fourth of them. */
-INLINE void some_row_sums(const int COUNT, int64_t rows, int64_t K, const float *a, int64_t rsa,
-                          float *sums, boot_lanes *largest) {
+/* sums[i] = row i's product of what lies 32 apart, for the first `rows` of COUNT rows, 16 or 4, a
+   constant; SQUARES, another: of each number with itself instead. largest, for products: lane by
+   lane, of the sums of squares of every fourth row. */
+INLINE void some_row_sums(const int COUNT, const bool SQUARES, int64_t rows, int64_t K,
+                          const float *a, int64_t rsa, float *sums, boot_lanes *largest) {
     boot_lanes r[16], squares[4] = {{0}}; /* four: each waits for the one before */
     for (int i = 0; i < COUNT; i++) {
         const float *x = a + (i < rows ? i : 0) * rsa;
@@ -164,7 +165,8 @@ INLINE void some_row_sums(const int COUNT, int64_t rows, int64_t K, const float 
         for (int64_t k = 0; k < K; k += 2 * BOOT_LANES) {
             const boot_lanes v = *(const boot_lanes *)(x + k);
             const boot_lanes w = *(const boot_lanes *)(x + k + BOOT_LANES);
-            r[i] += v * w;
+            r[i] += SQUARES ? v * v + w * w : v * w;
+            if (SQUARES) continue;
             squares[i % 4] += v * v;
             squares[i % 4] += w * w;
         }
@@ -179,7 +181,7 @@ INLINE void some_row_sums(const int COUNT, int64_t rows, int64_t K, const float 
     MERGE(2)
     MERGE(1)
     *(boot_lanes *)sums = r[0];
-    for (int i = 0; i < 4; i++) {
+    for (int i = 0; !SQUARES && i < 4; i++) {
         const boot_lane_bits larger = squares[i] > *largest;
         *largest = (boot_lanes)(((boot_lane_bits)squares[i] & larger) |
                                 ((boot_lane_bits)*largest & ~larger));
@@ -189,18 +191,25 @@ INLINE void some_row_sums(const int COUNT, int64_t rows, int64_t K, const float 
 /* What the squares of a row that is left alone add up to at most. */
 static float most_squares(int64_t K) { return 128.0f * 128.0f * (float)K; }
 
+/* Makes one row smaller; returns what to multiply its products by. */
+static float tame_row(int64_t K, float *row, float *sum) {
+    const float scale = 16 * boot_pairs_scale(1, K, row, K);
+    for (int64_t k = 0; k < K; k++) row[k] *= scale;
+    *sum = 0;
+    for (int64_t k = 0; k < K; k += 2 * BOOT_LANES)
+        *sum += boot_row_product(row + k, row + k + BOOT_LANES, BOOT_LANES);
+    return 1 / scale;
+}
+
 /* Makes rows with more than that smaller. */
-static void tame_rows(int64_t rows, int64_t K, float *a, int64_t rsa, float *sums, float *backs) {
-    for (int64_t i = 0; i < rows; i++) {
-        float *row = a + i * rsa;
-        backs[i] = 1;
-        if (!(boot_row_product(row, row, K) > most_squares(K))) continue;
-        const float scale = 16 * boot_pairs_scale(1, K, row, K);
-        for (int64_t k = 0; k < K; k++) row[k] *= scale;
-        sums[i] = 0;
-        for (int64_t k = 0; k < K; k += 2 * BOOT_LANES)
-            sums[i] += boot_row_product(row + k, row + k + BOOT_LANES, BOOT_LANES);
-        backs[i] = 1 / scale;
+BOOT_TARGET_AVX512 static void tame_rows(int64_t rows, int64_t K, float *a, int64_t rsa,
+                                         float *sums, float *backs) {
+    float squares[BOOT_LANES];
+    for (int64_t first = 0; first < rows; first += BOOT_LANES) {
+        some_row_sums(BOOT_LANES, true, rows - first, K, a + first * rsa, rsa, squares, NULL);
+        for (int64_t i = first; i < boot_least(first + BOOT_LANES, rows); i++)
+            backs[i] =
+                squares[i - first] > most_squares(K) ? tame_row(K, a + i * rsa, sums + i) : 1;
     }
 }
 
@@ -213,8 +222,9 @@ BOOT_TARGET_AVX512 static bool row_sums(int64_t rows, int64_t K, const float *a,
     bool more = false;
     int64_t i = 0;
     for (; rows - i > 4; i += 16)
-        some_row_sums(16, rows - i, K, a + i * rsa, rsa, sums + i, &largest);
-    for (; i < rows; i += 4) some_row_sums(4, rows - i, K, a + i * rsa, rsa, sums + i, &largest);
+        some_row_sums(16, false, rows - i, K, a + i * rsa, rsa, sums + i, &largest);
+    for (; i < rows; i += 4)
+        some_row_sums(4, false, rows - i, K, a + i * rsa, rsa, sums + i, &largest);
     memcpy(lanes, &largest, sizeof lanes);
     for (int lane = 0; lane < BOOT_LANES; lane++)
         more |= lanes[lane] > most_squares(K) / BOOT_LANES;
