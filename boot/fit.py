@@ -120,7 +120,7 @@ def _loop(
     first, folder = distiller.state.step, distiller.output_dir
     # Steps may have been taken outside `fit`, or the run comes from another folder.
     saved = first if first == 0 or folder is None or path_of(folder, first).is_dir() else -1
-    failed = None
+    failed, chosen = None, -1
 
     def is_due(every: int) -> bool:
         return every > 0 and distiller.state.step % every == 0
@@ -140,7 +140,8 @@ def _loop(
     while distiller.state.step < config.max_train_steps and not stopping:
         emit("on_step_begin")
         logs = distiller.step()
-        if distiller.state.step == first + 1:
+        if resume.count_kernels(distiller) != chosen:
+            chosen = resume.count_kernels(distiller)
             _record_kernels(distiller)
         emit("on_step_end", logs=logs)
         if is_due(config.logging_steps) or control.should_log:

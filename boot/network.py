@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from boot import _core
-from boot.errors import FormatError, check_timesteps, listed
+from boot.errors import FormatError, check_timesteps, listed, shown
 from boot.image_model import ImageModel
 from boot.image_model import Images as Images
 from boot.kernel_cache import known_kernels, remember_kernels
@@ -186,7 +186,17 @@ class Network(ImageModel):
         return {key: kernel for key, kernel, _ in self.core.kernels}
 
     def pin_kernels(self, kernels: Mapping[str, str]) -> None:
-        """Use these kernels instead of timing: the same ones give the same bits again."""
+        """Use these kernels instead of timing: the same ones give the same bits again.
+
+        Raises ValueError, before anything is pinned, for one that this version does not have.
+        """
+        known = _core.conv_kernels()[1:]  # the first is "auto"
+        for key, kernel in kernels.items():
+            if kernel not in known:
+                raise ValueError(
+                    f"the kernel of {shown(key)} must be one of {', '.join(known)}, got "
+                    f"{shown(kernel)}"
+                )
         self.core.pin_kernels(dict(kernels))
 
     @property

@@ -126,6 +126,11 @@ def _weights_changed(distiller: Distiller) -> None:
 # --------------------------------------------------------------------------------------- kernels
 
 
+def count_kernels(distiller: Distiller) -> int:
+    """Return how many kernels are chosen so far: more after the first step, and a critic's."""
+    return sum(network.core.chosen_kernels for network in distiller._networks().values())
+
+
 def record_kernels(distiller: Distiller) -> None:
     """Write the kernels chosen so far to the output folder, for a run that is killed early.
 

@@ -197,6 +197,21 @@ def test_kernel_choices_that_are_none_are_a_warning(run, tmp_path, caplog, conte
     assert "ignoring the kernel choices" in caplog.text
 
 
+def test_kernels_of_another_version_are_chosen_anew(run, tmp_path, caplog):
+    teacher, folder = run
+    shutil.copytree(folder, tmp_path / "run")
+    file = tmp_path / "run/kernels.json"
+    values = json.loads(file.read_text())
+    for kernels in values["kernels"].values():
+        kernels |= dict.fromkeys(kernels, "abacus")
+    file.write_text(json.dumps(values))
+    path = str(tmp_path / "run")
+    going = make(teacher=teacher, output_dir=path, resume_from_checkpoint="latest", **OPTIONS)
+    assert "got 'abacus'; choosing kernels anew" in caplog.text
+    going.step()
+    assert "abacus" not in going._training.model.kernels.values()
+
+
 def test_a_state_that_could_not_be_read_back_is_not_written(run, tmp_path):
     going = make(teacher=run[0], output_dir=str(tmp_path), **OPTIONS)
     going.step()

@@ -33,6 +33,7 @@ from boot.cli import main
 from boot.config import DistillConfig
 from boot.distiller import Distiller
 from boot.errors import ConfigError
+from boot.network import Network
 from boot.sizes import check_bytes, size_text
 
 WORKING = ("activations", "kernel scratch")
@@ -272,6 +273,20 @@ def test_the_core_itself_keeps_to_the_limit():
     network.core.configure(memory_limit=0)
     network.forward(noise(64), np.full(64, 500.0))
     assert network.core.memory()["arena"] > 200_000
+
+
+def test_scratch_ends_where_the_arena_of_another_shard_may_begin():
+    """Group norms of 35 channels want an odd number of floats; arenas begin at cache lines."""
+    config = dataclasses.replace(
+        PLAIN,
+        block_out_channels=(35,) * len(PLAIN.block_out_channels),
+        norm_num_groups=5,
+        attention_head_dim=None,
+    )
+    core = Network(config).core
+    core.configure(keep_packed=True)
+    plan = core.plan(2, 8, 8, True)
+    assert plan["scratch_bytes"] % (64 * plan["shards"]) == 0
 
 
 def test_sampling_keeps_to_the_limit_by_smaller_chunks(tmp_path):

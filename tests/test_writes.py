@@ -292,6 +292,29 @@ def test_two_runs_do_not_write_into_one_folder(tmp_path):
 # -------------------------------------------------------------------------------------- kernels
 
 
+def test_kernel_choices_of_a_critic_are_written_when_it_begins(tmp_path):
+    """Else a run that is killed before its next checkpoint would choose them again."""
+    options = {
+        **OPTIONS,
+        "correction": "distribution",
+        "correction_start": 0.4,
+        "checkpointing_steps": 0,
+    }
+
+    class Killed(Exception):
+        pass
+
+    def kill(control):
+        raise Killed
+
+    run = make(output_dir=str(tmp_path), **options)
+    with pytest.raises(Killed):
+        run.fit(callbacks=[Recorder(5, kill)])
+    chosen = json.loads((tmp_path / "kernels.json").read_text())["kernels"]
+    assert chosen == {name: network.kernels for name, network in run._networks().items()}
+    assert chosen["critic"]
+
+
 def test_kernel_choices_are_written_after_the_first_step_and_used_again(tmp_path, caplog):
     class Killed(Exception):
         pass

@@ -148,87 +148,72 @@ bool boot_pairs_available(void) { return boot_isa() == BOOT_ISA_AVX512; }
         r[i] = __builtin_shuffle(x, y, (boot_lane_bits)BOOT_ALL_LANES(BOOT_KEEP, S)) +             \
                __builtin_shuffle(x, y, (boot_lane_bits)BOOT_ALL_LANES(BOOT_MOVE, S));              \
     }
-#define SWAPPED(S, l) ((l) ^ (S))
-#define FOLD(S)                                                                                    \
-    for (int i = 0; i < 4; i++)                                                                    \
-        r[i] += __builtin_shuffle(r[i], (boot_lane_bits)BOOT_ALL_LANES(SWAPPED, S));
 
-/* sums[i] = row i's product of what lies 32 apart, for the first `rows` of COUNT rows, 16 or 4, a
-   constant; SQUARES, another: of each number with itself instead. largest, for products: lane by
-   lane, of the sums of squares of every fourth row. */
-INLINE void some_row_sums(const int COUNT, const bool SQUARES, int64_t rows, int64_t K,
-                          const float *a, int64_t rsa, float *sums, boot_lanes *largest) {
-    boot_lanes r[16], squares[4] = {{0}}; /* four: each waits for the one before */
-    for (int i = 0; i < COUNT; i++) {
+enum { SUMS = 8 }; /* rows whose sums are made together */
+
+/* Of eight rows, or the first `rows`: the sums of pairs, and behind them those of squares. */
+INLINE boot_lanes some_row_sums(int64_t rows, int64_t K, const float *a, int64_t rsa) {
+    boot_lanes r[2 * SUMS];
+    for (int i = 0; i < SUMS; i++) {
         const float *x = a + (i < rows ? i : 0) * rsa;
-        r[i] = (boot_lanes){0};
+        r[i] = r[SUMS + i] = (boot_lanes){0};
         for (int64_t k = 0; k < K; k += 2 * BOOT_LANES) {
             const boot_lanes v = *(const boot_lanes *)(x + k);
             const boot_lanes w = *(const boot_lanes *)(x + k + BOOT_LANES);
-            r[i] += SQUARES ? v * v + w * w : v * w;
-            if (SQUARES) continue;
-            squares[i % 4] += v * v;
-            squares[i % 4] += w * w;
+            r[i] += v * w;
+            r[SUMS + i] += v * v;
+            r[SUMS + i] += w * w;
         }
     }
-    if (COUNT == 16) {
-        MERGE(8)
-        MERGE(4)
-    } else {
-        FOLD(8)
-        FOLD(4)
-    }
+    MERGE(8)
+    MERGE(4)
     MERGE(2)
     MERGE(1)
-    *(boot_lanes *)sums = r[0];
-    for (int i = 0; !SQUARES && i < 4; i++) {
-        const boot_lane_bits larger = squares[i] > *largest;
-        *largest = (boot_lanes)(((boot_lane_bits)squares[i] & larger) |
-                                ((boot_lane_bits)*largest & ~larger));
-    }
+    return r[0];
 }
 
-/* What the squares of a row that is left alone add up to at most. */
+/* What the squares of a row that is left alone add up to: a root mean square of 1/2 to 128. */
+static float least_squares(int64_t K) { return 0.25f * (float)K; }
 static float most_squares(int64_t K) { return 128.0f * 128.0f * (float)K; }
 
-/* Makes one row smaller; returns what to multiply its products by. */
+/* Brings a row to about 16; returns what to multiply its products by. */
 static float tame_row(int64_t K, float *row, float *sum) {
-    const float scale = 16 * boot_pairs_scale(1, K, row, K);
-    for (int64_t k = 0; k < K; k++) row[k] *= scale;
+    const float size = boot_pairs_scale(1, K, row, K, NULL),
+                scale = 16 * (size < 0x1p120f ? size : 0x1p120f);
     *sum = 0;
+    if (size == 0) return 0; /* products of nothing with anything */
+    for (int64_t k = 0; k < K; k++) row[k] *= scale;
     for (int64_t k = 0; k < K; k += 2 * BOOT_LANES)
         *sum += boot_row_product(row + k, row + k + BOOT_LANES, BOOT_LANES);
     return 1 / scale;
 }
 
-/* Makes rows with more than that smaller. */
 BOOT_TARGET_AVX512 static void tame_rows(int64_t rows, int64_t K, float *a, int64_t rsa,
                                          float *sums, float *backs) {
-    float squares[BOOT_LANES];
-    for (int64_t first = 0; first < rows; first += BOOT_LANES) {
-        some_row_sums(BOOT_LANES, true, rows - first, K, a + first * rsa, rsa, squares, NULL);
-        for (int64_t i = first; i < boot_least(first + BOOT_LANES, rows); i++)
-            backs[i] =
-                squares[i - first] > most_squares(K) ? tame_row(K, a + i * rsa, sums + i) : 1;
+    for (int64_t first = 0; first < rows; first += SUMS) {
+        const boot_lanes both = some_row_sums(rows - first, K, a + first * rsa, rsa);
+        for (int64_t i = first; i < boot_least(first + SUMS, rows); i++) {
+            const float squares = both[SUMS + i - first];
+            backs[i] = 1;
+            if (squares < least_squares(K) || squares > most_squares(K))
+                backs[i] = tame_row(K, a + i * rsa, sums + i);
+        }
     }
 }
 
-/* Returns whether a row may have more. Its largest lane has a 16th of that at least, which a lane
-   of four usual rows has not. */
+/* Returns whether there are rows to be tamed. */
 BOOT_TARGET_AVX512 static bool row_sums(int64_t rows, int64_t K, const float *a, int64_t rsa,
                                         float *sums) {
-    boot_lanes largest = {0};
-    float lanes[BOOT_LANES];
-    bool more = false;
-    int64_t i = 0;
-    for (; rows - i > 4; i += 16)
-        some_row_sums(16, false, rows - i, K, a + i * rsa, rsa, sums + i, &largest);
-    for (; i < rows; i += 4)
-        some_row_sums(4, false, rows - i, K, a + i * rsa, rsa, sums + i, &largest);
-    memcpy(lanes, &largest, sizeof lanes);
-    for (int lane = 0; lane < BOOT_LANES; lane++)
-        more |= lanes[lane] > most_squares(K) / BOOT_LANES;
-    return more;
+    boot_lane_bits tame = {0};
+    int bits[BOOT_LANES], any = 0;
+    for (int64_t i = 0; i < rows; i += SUMS) {
+        const boot_lanes both = some_row_sums(rows - i, K, a + i * rsa, rsa);
+        *(boot_lanes *)(sums + i) = both;
+        tame |= (both < least_squares(K)) | (both > most_squares(K));
+    }
+    memcpy(bits, &tame, sizeof bits);
+    for (int lane = SUMS; lane < 2 * SUMS; lane++) any |= bits[lane];
+    return any != 0;
 }
 
 bool boot_pairs_row_sums(int64_t rows, int64_t K, float *a, int64_t rsa, float *sums,
@@ -254,33 +239,41 @@ bool boot_pairs_row_sums(int64_t rows, int64_t K, float *a, int64_t rsa, float *
 
 #endif
 
-/* Mean square of those of up to `samples` rows that are not all zero; 0: all are. whole: in double
-   precision, for squares beyond single. */
-static double mean_square(bool whole, int64_t samples, int64_t rows, int64_t cols, const float *x,
-                          int64_t ld) {
-    enum { STEP = 7919 }; /* a prime: else all samples could lie on an image's edge */
-    double total = 0;
-    int64_t counted = 0;
-    samples = boot_least(rows, samples);
-    for (int64_t i = 0; i < samples; i++) {
-        const int64_t first = rows * i / samples, stretch = rows * (i + 1) / samples - first;
-        const float *row = x + (first + i * STEP % stretch) * ld;
-        double sum = whole ? 0 : (double)boot_row_product(row, row, cols);
-        for (int64_t c = 0; whole && c < cols; c++) sum += (double)row[c] * row[c];
-        total += sum;
-        counted += sum != 0;
-    }
-    return counted ? total / ((double)counted * (double)cols) : 0;
-}
-
-float boot_pairs_scale(int64_t rows, int64_t cols, const float *x, int64_t ld) {
-    enum { SAMPLES = 32 };
+float boot_pairs_scale_of(double mean_square) {
     int exponent;
-    double mean = mean_square(false, SAMPLES, rows, cols, x, ld);
-    if (!(mean > 1e-30 && mean < 1e30)) mean = mean_square(true, SAMPLES, rows, cols, x, ld);
-    if (mean == 0) mean = mean_square(true, rows, rows, cols, x, ld);
-    if (!(mean > 0 && mean < 1e80)) return 1;             /* above that: infinite */
-    const double mantissa = frexp(sqrt(mean), &exponent); /* of 0.5 to 1, times 2^exponent */
+    if (mean_square == 0) return 0;
+    if (!(mean_square > 0 && mean_square < 1e80)) return 1;      /* above that: infinite */
+    const double mantissa = frexp(sqrt(mean_square), &exponent); /* of 0.5 to 1, times 2^exponent */
     if (mantissa < sqrt(0.5)) exponent--;
     return (float)ldexp(1, exponent < -126 ? 126 : -exponent);
+}
+
+static double mean_square(int64_t cols, const float *row, const float *factors) {
+    double sum = factors ? 0 : (double)boot_row_product(row, row, cols);
+    if (sum > 1e-30 && sum < 1e30) return sum / (double)cols;
+    sum = 0; /* in double precision, for squares beyond single */
+    for (int64_t c = 0; c < cols; c++) {
+        const double number = (double)row[c] * (factors ? factors[c] : 1);
+        sum += number * number;
+    }
+    return sum / (double)cols;
+}
+
+float boot_pairs_scale(int64_t rows, int64_t cols, const float *x, int64_t ld,
+                       const float *factors) {
+    enum { SAMPLES = 32, STEP = 7919 }; /* a prime: else all could lie on an image's edge */
+    double means[SAMPLES];              /* in order */
+    int count = 0;
+    const int64_t samples = boot_least(rows, SAMPLES);
+    for (int64_t i = 0; i < samples; i++) {
+        const int64_t first = rows * i / samples, stretch = rows * (i + 1) / samples - first;
+        const double mean = mean_square(cols, x + (first + i * STEP % stretch) * ld, factors);
+        int at = count;
+        if (mean == 0) continue;
+        for (; at > 0 && means[at - 1] > mean; at--) means[at] = means[at - 1];
+        means[at] = mean, count++;
+    }
+    for (int64_t i = 0; count == 0 && i < rows; i++)
+        if ((means[0] = mean_square(cols, x + i * ld, factors)) != 0) count = 1;
+    return count ? boot_pairs_scale_of(means[count / 2]) : 0;
 }

@@ -6,8 +6,8 @@
  * The last two sums are of one row of A and of one column of B: they are made once for many
  * products. A processor that adds beside multiplying could compute 4/3 as many products in a second
  * as by multiplications alone; a core of AMD's Zen 4 does 142 instead of 112 GFLOP/s. Digits are
- * lost where A's numbers are larger than B's, or smaller: the caller brings both to about 16
- * (boot_pairs_scale). */
+ * lost where a row of A has larger numbers than a column of B, or smaller: the caller brings both
+ * to about 16 (boot_pairs_scale). */
 #ifndef BOOT_GEMM_PAIRS_H
 #define BOOT_GEMM_PAIRS_H
 
@@ -37,13 +37,18 @@ void boot_pairs_panel(int64_t M, int64_t columns, int64_t K, const float *a, int
                       const float *sums, const float *b, float *c, int64_t ldc, bool on);
 
 /* sums[i] = sum_p a_p a_p' of row i of A (rows x K, row stride rsa). A row whose root mean square
-   is above 128 is brought to about 16 by a power of two, and C's row is to be multiplied by
-   backs[i] afterwards; false: none was, and backs is unchanged. Up to 15 floats more of each are
-   written. */
+   is not within 1/2 ... 128 is brought to about 16 by a power of two, and C's row is to be
+   multiplied by backs[i] afterwards, 0 for a row of zeros; false: none was, and backs is unchanged.
+   Up to 15 floats more of each are written. */
 bool boot_pairs_row_sums(int64_t rows, int64_t K, float *a, int64_t rsa, float *sums, float *backs);
 
-/* A power of two that brings the root mean square of x (rows x cols, row stride ld), estimated from
-   a few rows that are not zero, to between 0.7 and 1.4; 1 where it is 0 or not finite. */
-float boot_pairs_scale(int64_t rows, int64_t cols, const float *x, int64_t ld);
+/* A power of two that brings the root of a mean square to between 0.7 and 1.4; 0 where that is 0,
+   1 where it is not finite. */
+float boot_pairs_scale_of(double mean_square);
+/* The same for the rows of x (rows x cols, row stride ld), whose columns count `factors` (cols)
+   times, or NULL: once; as the median of a few that are not zero has it: a row that is unlike the
+   others does not count. */
+float boot_pairs_scale(int64_t rows, int64_t cols, const float *x, int64_t ld,
+                       const float *factors);
 
 #endif

@@ -20,6 +20,7 @@ static boot_status plan_nodes(boot_plan *plan, boot_plan_context *context) {
             *(node->packs[k].own ? &plan->own_pack_floats : &plan->pack_floats) +=
                 node->packs[k].floats;
     }
+    plan->scratch_floats = (plan->scratch_floats + 15) / 16 * 16; /* another arena lies behind it */
     return BOOT_OK;
 }
 

@@ -28,7 +28,7 @@ void boot_winograd_input(const boot_winograd_pass *p, int64_t first, int64_t cou
                          float *v) {
     boot_tile_planes_at planes = boot_all_planes(p->cut.plane_v);
     boot_tile_place at = boot_tile_at(&p->cut, first);
-    planes.scale = p->scale_v;
+    planes.scales = p->scales_v;
     for (int64_t i = slot; i < slot + count; i++, boot_tile_step(&p->cut, &at))
         p->input_tile(&p->in, p->x + at.n * p->in.H * p->in.W * p->in.ld, at.h0 - 1, at.w0 - 1,
                       v + i * p->cut.ldv, &planes);
@@ -68,6 +68,7 @@ boot_winograd_pass boot_winograd_panel_of(const boot_winograd_pass *p, int64_t o
     if (p->sink.bias) part.sink.bias += o;
     if (p->sink.temb) part.sink.temb += o;
     if (p->sink.residual) part.sink.residual += o;
+    if (p->sink.backs) part.sink.backs += o;
     return part;
 }
 
@@ -157,11 +158,12 @@ static void run_shared(const boot_winograd_pass *p, float *work) {
 }
 
 void boot_winograd_pack_piece(const boot_winograd_pass *p, int64_t o, int64_t k, int64_t depth,
-                              float *u, int64_t plane_u) {
+                              const float *scales, float *u, int64_t plane_u) {
     const int64_t so = p->data ? 9 : 9 * p->s->I, sk = p->data ? 9 * p->s->I : 9;
     const float *w = p->weight + o * so + k * sk;
     if (p->pairs)
-        p->f->paired_panel(p->outputs - o, depth, w, so, sk, p->data, p->scale_u, u, plane_u);
+        p->f->paired_panel(p->outputs - o, depth, w, so, sk, p->data, scales, p->balance + k, u,
+                           plane_u);
     else
         p->f->weight_panel(p->outputs - o, depth, w, so, sk, p->data, u, plane_u);
 }
@@ -169,7 +171,11 @@ void boot_winograd_pack_piece(const boot_winograd_pass *p, int64_t o, int64_t k,
 /* Panel j of U, p->nr outputs; plane q at u + j * panel_u + q * plane_u, so that a thread that
    takes panels reads one stretch of memory. */
 static void pack_panel(const boot_winograd_pass *p, int64_t j) {
-    boot_winograd_pack_piece(p, j * p->nr, 0, p->in.channels, p->u + j * p->panel_u, p->plane_u);
+    float scales[BOOT_PAIRS_NR];
+    if (p->pairs)
+        boot_winograd_output_scales(p, j * p->nr, scales, boot_winograd_backs(p) + j * p->nr);
+    boot_winograd_pack_piece(p, j * p->nr, 0, p->in.channels, scales, p->u + j * p->panel_u,
+                             p->plane_u);
 }
 
 /* All of U, by a team. */
@@ -181,6 +187,15 @@ static void pack_panels(const boot_winograd_pass *p) {
 /* Whether each thread makes all of U for itself: a small one is made anew in less time than it
    takes to come over from another core's cache. */
 static bool own_packs(const boot_winograd_pass *p) { return p->floats_u <= MOST_OWN; }
+
+static int64_t balance_floats(const boot_winograd_pass *p) {
+    return boot_round_up(p->in.channels, PAD);
+}
+
+/* Floats before U in scratch: of pairs, each thread's balance and scales of V. */
+static int64_t floats_before(const boot_winograd_pass *p) {
+    return p->pairs ? p->threads * 2 * balance_floats(p) : 0;
+}
 
 /* Everything about a pass but where U is. */
 static boot_winograd_pass pass_of(const winograd_state *state, const boot_conv_shape *s,
@@ -197,21 +212,18 @@ static boot_winograd_pass pass_of(const winograd_state *state, const boot_conv_s
         .in = data ? (boot_tile_map){s->H, s->W, K, t->ldy} : boot_tile_map_of_x(s, K, t->ldx),
         .out = data ? boot_tile_map_of_x(s, C, t->ldx) : (boot_tile_map){s->H, s->W, C, t->ldy},
         .x = data ? t->dy : t->x,
-        .u = t->scratch,
         .weight = t->weight,
-        .data = data,
-        .scale_v = 1,
-        .scale_u = 1};
+        .data = data};
     p.sink = data ? (boot_tile_out){.y = t->dx, .back = 1, .scale = 1, .accumulate = t->accumulate}
-                  : (boot_tile_out){t->y,   t->bias, t->temb,  t->residual, t->ldr,
-                                    t->ldt, 1,       t->scale, false};
+                  : (boot_tile_out){t->y,   t->bias, t->temb, t->residual, t->ldr,
+                                    t->ldt, NULL,    1,       t->scale,    false};
     p.input_tile = data ? p.f->input_tile : boot_input_fn_of(s, p.f);
     p.output_tile = data && s->upsampled ? p.f->summed_tile : p.f->output_tile;
     p.kernels = boot_gemm_panels();
     p.nr = p.kernels.nr;
     p.outputs = C, p.panels = (C + p.nr - 1) / p.nr;
     p.plane_u = (p.pairs ? boot_pairs_rows(K) : K) * p.nr + PAD, p.panel_u = PLANES * p.plane_u;
-    p.floats_u = p.panels * p.panel_u;
+    p.floats_u = p.panels * p.panel_u + (p.pairs ? p.panels * p.nr + balance_floats(&p) : 0);
     p.plane_sums = boot_winograd_plane_sums(p.cut.block);
     return p;
 }
@@ -221,36 +233,39 @@ static const void *pack_key(bool pairs, bool data) {
     return (const char *)(pairs ? &boot_conv_winograd_pairs : &boot_conv_winograd) + data;
 }
 
-/* Floats of a pack. */
-static int64_t floats_of_pack(const boot_winograd_pass *p) {
-    return p->floats_u + (p->pairs ? PAD : 0);
-}
-
 static boot_status winograd_pack(void *state, const boot_conv_shape *s,
                                  boot_conv_direction direction, const boot_conv_args *t) {
     const bool data = direction == BOOT_CONV_DATA;
     boot_winograd_pass p = pass_of(state, s, t, data);
     const void *key = pack_key(p.pairs, data);
     bool fresh;
-    BOOT_TRY(boot_packs_get(t->packs, t->weight, key, floats_of_pack(&p), &p.u, &fresh));
+    BOOT_TRY(boot_packs_get(t->packs, t->weight, key, p.floats_u, &p.u, &fresh));
     if (fresh) return BOOT_OK;
-    if (p.pairs) p.scale_u = p.u[p.floats_u] = boot_winograd_scale_of_weights(s, t->weight);
+    if (p.pairs) {
+        p.balance = boot_winograd_balance(&p);
+        boot_winograd_find_balance(&p, boot_winograd_balance(&p));
+    }
 #pragma omp parallel /* of one, where the caller shares nodes out among threads already */
     pack_panels(&p);
-    boot_packs_filled(t->packs, t->weight, key, floats_of_pack(&p));
+    boot_packs_filled(t->packs, t->weight, key, p.floats_u);
     return BOOT_OK;
 }
 
 static boot_status run_pass(const winograd_state *state, const boot_conv_shape *s,
                             const boot_conv_args *t, bool data) {
     boot_winograd_pass p = pass_of(state, s, t, data);
-    float *work = t->scratch + p.floats_u;
-    float *kept = !t->packs ? NULL
-                            : boot_packs_find(t->packs, t->weight, pack_key(p.pairs, data),
-                                              floats_of_pack(&p));
+    float *own = t->scratch + omp_get_thread_num() * 2 * balance_floats(&p);
+    float *scratch = t->scratch + floats_before(&p), *work = scratch + p.floats_u;
+    float *kept = !t->packs
+                      ? NULL
+                      : boot_packs_find(t->packs, t->weight, pack_key(p.pairs, data), p.floats_u);
     p.packed = kept != NULL;
-    if (kept) p.u = kept;
-    boot_winograd_find_scales(&p);
+    p.u = kept ? kept : scratch;
+    if (p.pairs) {
+        p.balance = kept ? boot_winograd_balance(&p) : own;
+        if (!kept) boot_winograd_find_balance(&p, own);
+        boot_winograd_find_scales(&p, own + balance_floats(&p));
+    }
     /* Kept weights are for threads to share out: one alone goes by blocks, whose V is smaller. */
     const bool few = boot_winograd_few(&p) && (!p.packed || omp_get_num_threads() > 1);
     if (!few && !p.packed && own_packs(&p)) {
@@ -260,8 +275,9 @@ static boot_status run_pass(const winograd_state *state, const boot_conv_shape *
     } else if (!few && !p.packed) {
         pack_panels(&p);
     }
+    if (p.pairs) p.sink.backs = boot_winograd_backs(&p);
     if (few)
-        boot_winograd_run_few(&p, t->scratch);
+        boot_winograd_run_few(&p, scratch);
     else if (p.cut.shared)
         run_shared(&p, work);
     else
@@ -298,6 +314,7 @@ static boot_status create(bool pairs, const boot_conv_shape *s, boot_conv_direct
     if (own_packs(&p)) *scratch += (threads - 1) * p.floats_u;
     if (boot_winograd_few(&p) && boot_winograd_few_scratch(&p) > *scratch)
         *scratch = boot_winograd_few_scratch(&p);
+    *scratch += floats_before(&p);
     return BOOT_OK;
 }
 
@@ -323,7 +340,7 @@ static boot_pack_need winograd_pack_need(const void *state, const boot_conv_shap
                                          boot_conv_direction direction) {
     const bool data = direction == BOOT_CONV_DATA;
     const boot_winograd_pass p = pass_of(state, s, &(boot_conv_args){.scale = 1}, data);
-    return (boot_pack_need){pack_key(p.pairs, data), floats_of_pack(&p), false};
+    return (boot_pack_need){pack_key(p.pairs, data), p.floats_u, false};
 }
 
 static void winograd_destroy(void *state) { boot_free(state); }

@@ -26,26 +26,28 @@ typedef struct {
     int64_t H, W, channels, ld;
 } boot_tile_map;
 
-/* Where finished tiles go, and what is added on the way. */
+/* Where finished tiles go, and what is done on the way: M times back, and backs (channels), or
+ * NULL. */
 typedef struct {
     float *y;
     const float *bias, *temb, *residual;
     int64_t ldr, ldt;
-    float back, scale; /* back: from the scale of M */
+    const float *backs;
+    float back, scale;
     bool accumulate;
 } boot_tile_out;
 
 /* Where plane (i, j) of a transformed tile goes: v + i * row + j * column floats. Only the columns
-   j whose bits are set in `columns` are computed, of pixels times `scale`. */
+   j whose bits are set in `columns` are computed, of pixels times `scales` (channels), or NULL. */
 typedef struct {
     int columns;
     int64_t row, column;
-    float scale;
+    const float *scales;
 } boot_tile_planes_at;
 
 /* All of them, plane p = 6 i + j at v + p * plane. */
 static inline boot_tile_planes_at boot_all_planes(int64_t plane) {
-    return (boot_tile_planes_at){0x3f, 6 * plane, plane, 1};
+    return (boot_tile_planes_at){0x3f, 6 * plane, plane, NULL};
 }
 
 typedef void (*boot_input_fn)(const boot_tile_map *, const float *image, int64_t h0, int64_t w0,
@@ -61,7 +63,8 @@ typedef struct {
     void (*weight_panel)(int64_t outputs, int64_t K, const float *w, int64_t so, int64_t sk,
                          bool flip, float *u, int64_t plane);
     void (*paired_panel)(int64_t outputs, int64_t K, const float *w, int64_t so, int64_t sk,
-                         bool flip, float scale, float *u, int64_t plane);
+                         bool flip, const float *scales, const float *balance, float *u,
+                         int64_t plane);
     void (*weight_grad)(int64_t outputs, const float *du, int64_t plane, float *dw, int64_t so);
 } boot_tile_transforms;
 
@@ -146,9 +149,12 @@ typedef struct {
     float *u;
     bool packed;                               /* u holds all of U already */
     int64_t outputs, panels, plane_u, panel_u; /* outputs: of all panels */
-    int64_t floats_u;                          /* of all panels; behind them, U's scale */
-    int64_t plane_sums;                        /* floats of sums of pairs of a plane */
-    float scale_v, scale_u;                    /* powers of two: V and U are so much larger */
+    int64_t floats_u;   /* of all panels and, of pairs, what outputs are to be multiplied by, and
+                           the inputs' balance */
+    int64_t plane_sums; /* floats of sums of pairs of a plane */
+    /* Of pairs, powers of two (K): what weights of each input are multiplied by, and pixels, or
+       NULL. */
+    const float *balance, *scales_v;
     const float *weight;
     bool data; /* else forward */
 } boot_winograd_pass;
@@ -169,9 +175,10 @@ void boot_winograd_output(const boot_winograd_pass *p, int64_t first, int64_t co
 void boot_winograd_product(const boot_winograd_pass *p, int64_t rows, int c, int64_t o, int64_t k,
                            int64_t depth, const float *v, const float *u, float *m);
 
-/* U of the outputs of one panel, from `o` on, and of inputs [k, k + depth). */
+/* U of the outputs of one panel, from `o` on, and of inputs [k, k + depth). scales: of pairs, those
+   of the panel's outputs (boot_winograd_output_scales). */
 void boot_winograd_pack_piece(const boot_winograd_pass *p, int64_t o, int64_t k, int64_t depth,
-                              float *u, int64_t plane_u);
+                              const float *scales, float *u, int64_t plane_u);
 
 /* The same pass, seen by the outputs of one panel, from `o` on, alone; its M is (planes, rows, nr).
  */
@@ -184,11 +191,23 @@ bool boot_winograd_few(const boot_winograd_pass *p);
 void boot_winograd_run_few(const boot_winograd_pass *p, float *scratch);
 int64_t boot_winograd_few_scratch(const boot_winograd_pass *p);
 
-/* Products of pairs (conv2d_winograd_pairs.c). U's scale, from the weights. */
-float boot_winograd_scale_of_weights(const boot_conv_shape *s, const float *weight);
-/* These do nothing where products are of multiplications. The scales of a pass: every thread finds
-   the same, and the same whether weights are kept. */
-void boot_winograd_find_scales(boot_winograd_pass *p);
+/* Products of pairs (conv2d_winograd_pairs.c). Powers of two that make the weights of all inputs of
+   about one size: balance (K). */
+void boot_winograd_find_balance(const boot_winograd_pass *p, float *balance);
+/* The scales of V, in `scales` (K) if there are any: every thread finds the same. */
+void boot_winograd_find_scales(boot_winograd_pass *p, float *scales);
+/* Powers of two that U of the outputs of one panel, from `o` on, is larger by, and what the outputs
+   are to be multiplied by; both (nr). */
+void boot_winograd_output_scales(const boot_winograd_pass *p, int64_t o, float *scales,
+                                 float *backs);
+/* Where a pass with all of U has the latter, and the balance. */
+static inline float *boot_winograd_backs(const boot_winograd_pass *p) {
+    return p->u + p->panels * p->panel_u;
+}
+static inline float *boot_winograd_balance(const boot_winograd_pass *p) {
+    return boot_winograd_backs(p) + p->panels * p->nr;
+}
+/* These two do nothing where products are of multiplications. */
 /* The sums of the pairs of the first `rows` tiles, in V: in the c-th plane that is computed; or in
    all of them, shared out among a team. */
 void boot_winograd_sum_pairs(const boot_winograd_pass *p, int64_t rows, int c, float *v);

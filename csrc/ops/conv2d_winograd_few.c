@@ -22,15 +22,15 @@ static int64_t few_plane_u(const boot_winograd_pass *p) {
 static int64_t few_plane_m(const boot_winograd_pass *p) { return p->cut.tiles * p->nr + PAD; }
 
 /* M = V U of the panel of outputs from `o` on, for all tiles. U: packed, or made here piece by
-   piece in this thread's cache. */
-static void few_products(const boot_winograd_pass *p, int64_t o, const float *v, float *u,
-                         float *m) {
+   piece in this thread's cache, with these scales. */
+static void few_products(const boot_winograd_pass *p, int64_t o, const float *v,
+                         const float *scales, float *u, float *m) {
     const int64_t K = p->in.channels, piece = p->packed ? K : DEPTH;
     const int64_t plane_u = p->packed ? p->plane_u : few_plane_u(p);
     const float *from = p->packed ? p->u + o / p->nr * p->panel_u : u;
     for (int64_t k = 0; k < K; k += piece) {
         const int64_t depth = K - k < piece ? K - k : piece;
-        if (!p->packed) boot_winograd_pack_piece(p, o, k, depth, u, plane_u);
+        if (!p->packed) boot_winograd_pack_piece(p, o, k, depth, scales, u, plane_u);
         for (int c = 0; c < p->planes.count; c++) {
             const int64_t q = p->planes.at[c];
             boot_winograd_product(p, p->cut.tiles, c, o, k, depth, v, from + q * plane_u,
@@ -43,8 +43,13 @@ static void few_products(const boot_winograd_pass *p, int64_t o, const float *v,
 static void few_panel(const boot_winograd_pass *p, int64_t o, const float *v, float *u) {
     const int64_t plane_m = few_plane_m(p);
     float *m = u + PLANES * few_plane_u(p);
-    const boot_winograd_pass part = boot_winograd_panel_of(p, o, plane_m);
-    few_products(&part, o, v, u, m);
+    float scales[BOOT_PAIRS_NR], backs[BOOT_PAIRS_NR];
+    boot_winograd_pass part = boot_winograd_panel_of(p, o, plane_m);
+    if (p->pairs && !p->packed) {
+        boot_winograd_output_scales(p, o, scales, backs);
+        part.sink.backs = backs;
+    }
+    few_products(&part, o, v, scales, u, m);
     boot_tile_clear_unused(p->s, m, plane_m);
     boot_winograd_output(&part, 0, p->cut.tiles, 0, m);
 }

@@ -1,6 +1,14 @@
 /* conv2d_winograd_pairs.c: what a forward or data pass of conv2d_winograd.c adds for products of
- * pairs (base/gemm_pairs.h): scales of V and U, and the sums of V's pairs. */
+ * pairs (base/gemm_pairs.h): the sums of V's pairs, and scales, all powers of two. A pair adds a
+ * number of V to one of U, which costs digits where they differ in size, and leaves noise where one
+ * side is zero. So pixels have a scale, weights have one of each output and, where inputs differ
+ * much, one of each input that pixels undo; and a tile whose row of V is out of proportion
+ * nevertheless is brought back alone (boot_pairs_row_sums). */
 #include "base/gemm_pairs.h"
+
+#include <math.h>
+#include <stdlib.h>
+
 #include "base/lanes.h"
 #include "ops/conv2d_winograd.h"
 
@@ -8,18 +16,84 @@
    plane V is about 400 times as large as U where pixels and weights are. */
 static const float HALF = 0.5f, U_SCALE = 256;
 
-float boot_winograd_scale_of_weights(const boot_conv_shape *s, const float *weight) {
-    return U_SCALE * boot_pairs_scale(s->O * s->I, 9, weight, 9);
+/* Weights of an output, and of an input, are so many floats from the next one's. */
+typedef struct {
+    int64_t output, input;
+} weight_strides;
+
+static weight_strides strides_of(const boot_winograd_pass *p) {
+    const int64_t I = p->s->I;
+    return p->data ? (weight_strides){9, 9 * I} : (weight_strides){9 * I, 9};
 }
 
-void boot_winograd_find_scales(boot_winograd_pass *p) {
+/* Mean square of 9 weights at w, and at every step-th of `count` places `stride` apart, each times
+   its factor, or NULL. */
+static double mean_of_weights(int64_t count, int64_t step, const float *w, int64_t stride,
+                              const float *factors) {
+    double squares[9] = {0}, sum = 0;
+    for (int64_t k = 0; k < count; k += step) {
+        const double factor = factors ? factors[k] : 1;
+        for (int tap = 0; tap < 9; tap++) {
+            const double weight = factor * w[k * stride + tap];
+            squares[tap] += weight * weight;
+        }
+    }
+    for (int tap = 0; tap < 9; tap++) sum += squares[tap];
+    return sum / (double)(9 * ((count + step - 1) / step));
+}
+
+/* boot_pairs_scale_of that, from eight places, or all where those are zero. */
+static float scale_of_weights(int64_t count, const float *w, int64_t stride, const float *factors) {
+    const double mean = mean_of_weights(count, count < 8 ? 1 : count / 8, w, stride, factors);
+    return boot_pairs_scale_of(mean != 0 ? mean : mean_of_weights(count, 1, w, stride, factors));
+}
+
+void boot_winograd_find_balance(const boot_winograd_pass *p, float *balance) {
+    enum { EXPONENTS = 256, MIDDLE = 127 };
+    const weight_strides by = strides_of(p);
+    const int64_t K = p->in.channels;
+    int64_t counts[EXPONENTS] = {0}, sized = 0, seen = 0;
+    int usual = 0, most = 0; /* the exponent in the middle, and how far others are from it */
+    for (int64_t k = 0; k < K; k++) {
+        balance[k] = scale_of_weights(p->outputs, p->weight + k * by.input, by.output, NULL);
+        if (balance[k] != 0) counts[MIDDLE + ilogbf(balance[k])]++, sized++;
+    }
+    for (; usual < EXPONENTS && 2 * (seen + counts[usual]) < sized; usual++) seen += counts[usual];
+    for (int64_t k = 0; k < K; k++) {
+        const int apart = balance[k] == 0 ? 0 : MIDDLE + ilogbf(balance[k]) - usual;
+        balance[k] = ldexpf(1, apart < -60 ? -60 : apart > 60 ? 60 : apart);
+        most = abs(apart) > most ? abs(apart) : most;
+    }
+    /* A factor of two is not worth multiplying pixels. */
+    for (int64_t k = 0; k < K && most <= 1; k++) balance[k] = 1;
+}
+
+void boot_winograd_find_scales(boot_winograd_pass *p, float *scales) {
     const boot_tile_map *in = &p->in;
-    if (!p->pairs) return;
-    const float own = HALF * boot_pairs_scale(p->s->N * in->H * in->W, in->channels, p->x, in->ld);
-    p->scale_u = p->packed ? p->u[p->floats_u] : boot_winograd_scale_of_weights(p->s, p->weight);
+    const int64_t rows = p->s->N * in->H * in->W, K = in->channels;
+    bool balanced = true;
+    for (int64_t k = 0; k < K; k++) {
+        scales[k] = 1 / p->balance[k];
+        balanced &= scales[k] == 1;
+    }
+    float own = HALF * boot_pairs_scale(rows, K, p->x, in->ld, balanced ? NULL : scales);
     /* Pixels are multiplied only where they are out of proportion. */
-    if (own > 2 || own < 0.5f) p->scale_v = own;
-    p->sink.back = (float)(1.0 / ((double)p->scale_u * (double)p->scale_v));
+    if (own == 0 || (own >= 0.5f && own <= 2)) own = 1;
+    for (int64_t k = 0; k < K; k++) scales[k] *= own;
+    if (!balanced || own != 1) p->scales_v = scales;
+    p->sink.back = 1 / own;
+}
+
+void boot_winograd_output_scales(const boot_winograd_pass *p, int64_t o, float *scales,
+                                 float *backs) {
+    const weight_strides by = strides_of(p);
+    for (int64_t i = 0; i < p->nr; i++) {
+        const float *w = p->weight + (o + i) * by.output;
+        const bool inside = o + i < p->outputs;
+        const float size = inside ? scale_of_weights(p->in.channels, w, by.input, p->balance) : 0;
+        scales[i] = U_SCALE * (size < 0x1p118f ? size : 0x1p118f);
+        backs[i] = size == 0 ? 0 : 1 / scales[i]; /* products of anything with nothing */
+    }
 }
 
 /* Of the c-th plane that is computed: whether rows were made smaller, sums of pairs, and what to

@@ -184,8 +184,8 @@ static void run_share(const grad_pass *p, const grad_grid *g, int64_t slot, floa
     const boot_conv_shape *s = p->s;
     const boot_tile_cut *k = &p->cut;
     const grad_share own = share_of(p, g, slot);
-    const boot_tile_planes_at at_v = {own.columns, k->plane_v, 6 * k->plane_v, 1};
-    const boot_tile_planes_at at_d = {own.columns, k->plane_m, 6 * k->plane_m, 1};
+    const boot_tile_planes_at at_v = {own.columns, k->plane_v, 6 * k->plane_v, NULL};
+    const boot_tile_planes_at at_d = {own.columns, k->plane_m, 6 * k->plane_m, NULL};
     float *d = v + g->columns * 6 * k->plane_v;
     const bool sums = p->t->pixel_sums && sums_pixels(p, g, slot);
     for (int64_t b = 0; b < k->blocks; b++) {

@@ -299,6 +299,7 @@ static PyGetSetDef unet_getset[] = {
     {"weights_away", get_weights_away, NULL, "Whether their memory was given back.", NULL},
     {"grads", get_grads, NULL, "Flat float32 gradients, same layout.", NULL},
     {"timed_kernels", boot_py_get_timed, NULL, "How many choices were timed so far.", NULL},
+    {"chosen_kernels", boot_py_get_chosen, NULL, "How many choices were made so far.", NULL},
     {"kernels", boot_py_get_kernels, NULL, "[(key, kernel, ms)] chosen so far.", NULL},
     {NULL, NULL, NULL, NULL, NULL}};
 

@@ -30,6 +30,7 @@ PyObject *boot_py_memory(PyObject *self, PyObject *unused);
 PyObject *boot_py_pin_kernels(PyObject *self, PyObject *arg);
 PyObject *boot_py_hint_kernels(PyObject *self, PyObject *arg);
 PyObject *boot_py_get_timed(PyObject *self, void *unused);
+PyObject *boot_py_get_chosen(PyObject *self, void *unused);
 PyObject *boot_py_get_kernels(PyObject *self, void *unused);
 
 #endif

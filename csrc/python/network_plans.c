@@ -170,6 +170,11 @@ PyObject *boot_py_hint_kernels(PyObject *object, PyObject *arg) {
     Py_RETURN_NONE;
 }
 
+PyObject *boot_py_get_chosen(PyObject *object, void *unused) {
+    (void)unused;
+    return PyLong_FromLong(boot_network_tuner(((UNet2D *)object)->network)->count);
+}
+
 PyObject *boot_py_get_timed(PyObject *object, void *unused) {
     (void)unused;
     return PyLong_FromLong(boot_network_tuner(((UNet2D *)object)->network)->timed);
