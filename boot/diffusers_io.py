@@ -143,7 +143,7 @@ def read_scheduler(path: Path) -> tuple[SchedulerConfig, Schedule, str | None]:
 
     Raises an OSError, FormatError (also if the numbers make no noise process) or UnsupportedModel.
     """
-    values = read_json_object(path)
+    values = read_json_object(path, infinite=True)  # DPM-Solver's lambda_min_clipped is -Infinity
     config: SchedulerConfig = _config_from(SchedulerConfig, values, path)
     try:
         return config, Schedule.from_config(config), values.get("_class_name")

@@ -79,7 +79,7 @@ def _reader(option: Option) -> Callable[[str], Any]:
     words = {"true": True, "false": False}
 
     def read(text: str) -> Any:
-        if option.optional and text.lower() == "none":
+        if option.optional and text.lower() == "none" and "none" not in option.choices:
             return None
         try:
             if option.unit == "bytes":

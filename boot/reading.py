@@ -81,12 +81,15 @@ def check_inside(path: Path, root: Path) -> Path:
     )
 
 
-def parse_json(data: bytes, where: str, *, max_items: int = JSON_MAX_ITEMS) -> Any:
+def parse_json(
+    data: bytes, where: str, *, max_items: int = JSON_MAX_ITEMS, infinite: bool = False
+) -> Any:
     """Parse UTF-8 JSON strictly.
 
     Refuses duplicate keys (json.loads would keep the last), NaN and Infinity, numbers that
     overflow, integers beyond 64 bits, nesting beyond 64 levels and oversized input, by bytes and by
-    brackets, commas and colons: FormatError starting with `where`, the name of the file.
+    brackets, commas and colons: FormatError starting with `where`, the name of the file. infinite:
+    let Infinity and -Infinity pass.
     """
     _check_size(data, where, max_items)
 
@@ -102,6 +105,9 @@ def parse_json(data: bytes, where: str, *, max_items: int = JSON_MAX_ITEMS) -> A
         number = float(text)
         return number if math.isfinite(number) else refuse(text)
 
+    def constant(text: str) -> float:
+        return float(text) if infinite and text != "NaN" else refuse(text)
+
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         result = dict(pairs)
         if len(result) != len(pairs):
@@ -113,7 +119,7 @@ def parse_json(data: bytes, where: str, *, max_items: int = JSON_MAX_ITEMS) -> A
         value = json.loads(
             data.decode("utf-8"),
             object_pairs_hook=unique,
-            parse_constant=refuse,
+            parse_constant=constant,
             parse_int=integer,
             parse_float=real,
         )
@@ -159,12 +165,14 @@ def _check_depth(value: Any, where: str) -> None:
     raise FormatError(f"{where}: nested deeper than {JSON_MAX_DEPTH} levels")
 
 
-def read_json_object(path: Path, *, max_items: int = JSON_MAX_ITEMS) -> dict[str, Any]:
+def read_json_object(
+    path: Path, *, max_items: int = JSON_MAX_ITEMS, infinite: bool = False
+) -> dict[str, Any]:
     """Read a JSON file that holds one object; FormatError as in `parse_json`, or an OSError."""
     with open_regular(path) as file:
         # Of the file's size: read() takes the memory that it is asked for first.
         data = file.read(min(os.fstat(file.fileno()).st_size, JSON_MAX_BYTES) + 1)
-    value = parse_json(data, str(path), max_items=max_items)
+    value = parse_json(data, str(path), max_items=max_items, infinite=infinite)
     if not isinstance(value, dict):
         raise FormatError(f"{path} must hold a JSON object, got {type(value).__name__}")
     return value

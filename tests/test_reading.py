@@ -49,6 +49,13 @@ def test_parse_json_refuses(data, text):
         parse_json(data, "f")
 
 
+def test_a_reader_may_allow_infinite_numbers():
+    assert parse_json(b'{"a": -Infinity}', "f", infinite=True) == {"a": float("-inf")}
+    for data in (b"[NaN]", b"[1e999]"):
+        with pytest.raises(FormatError, match="not a number that JSON allows"):
+            parse_json(data, "f", infinite=True)
+
+
 def test_a_reader_may_allow_fewer_items():
     assert parse_json(b"[1, 2]", "f", max_items=2) == [1, 2]
     with pytest.raises(FormatError, match="3 brackets, commas and colons in JSON, at most 2 are"):

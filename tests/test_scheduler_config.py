@@ -3,9 +3,11 @@
 import inspect
 import json
 
+import numpy as np
 import pytest
 
-from boot.errors import ConfigError, UnsupportedModel
+from boot.diffusers_io import read_scheduler
+from boot.errors import ConfigError, FormatError, UnsupportedModel
 from boot.scheduler_config import SCHEDULER_CLASSES, SchedulerConfig
 
 
@@ -101,3 +103,25 @@ def test_defaults_are_those_of_the_class_in_diffusers(name):
     for key, value in SchedulerConfig.from_dict({"_class_name": name}).to_dict().items():
         if key in theirs:
             assert value == theirs[key].default, key
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # diffusers' own, of NumPy
+@pytest.mark.parametrize("name", SCHEDULER_CLASSES)
+def test_what_diffusers_saves_is_read(name, tmp_path):
+    """DPM-Solver's configs hold -Infinity, which is no JSON."""
+    pytest.importorskip("torch")
+    scheduler = getattr(pytest.importorskip("diffusers"), name)
+    if hasattr(scheduler, "_backends"):
+        pytest.skip("diffusers hides this class without its optional dependency")
+    theirs = scheduler()
+    theirs.save_pretrained(tmp_path)
+    _, schedule, kind = read_scheduler(tmp_path / "scheduler_config.json")
+    assert kind == name
+    np.testing.assert_allclose(schedule.alphas_cumprod, theirs.alphas_cumprod.numpy(), rtol=2e-5)
+
+
+def test_an_infinite_number_that_matters_is_refused(tmp_path):
+    path = tmp_path / "scheduler_config.json"
+    path.write_text('{"beta_end": Infinity, "lambda_min_clipped": -Infinity}')
+    with pytest.raises(FormatError, match="beta_end must be finite"):
+        read_scheduler(path)
