@@ -238,13 +238,20 @@ def _config(arguments: argparse.Namespace) -> Any:
     return config.replace(**config_values(arguments))
 
 
+def _without_folder(arguments: argparse.Namespace) -> DistillConfig:
+    """Return the settings of a run that is only looked at.
+
+    No copy to roll back to: with a folder, as `boot distill` has one, checkpoints take no memory.
+    """
+    config = _config(arguments).replace(output_dir=None, resume_from_checkpoint=None)
+    return config.replace(checkpointing_steps=0)
+
+
 def plan(arguments: argparse.Namespace) -> int:
     """Run `boot plan`: what `boot distill` with these settings would take."""
     from boot.distiller import Distiller
 
-    config = _config(arguments).replace(output_dir=None, resume_from_checkpoint=None)
-    # With a folder, as `boot distill` has one, checkpoints take no memory.
-    planned = Distiller(arguments.teacher, config.replace(checkpointing_steps=0)).plan()
+    planned = Distiller(arguments.teacher, _without_folder(arguments)).plan()
     print(json.dumps(planned.to_dict()) if arguments.json else repr(planned))
     return 0
 
@@ -352,8 +359,8 @@ def check(arguments: argparse.Namespace) -> int:
     """Run `boot check`: exit code 1 if there is a problem."""
     from boot.distiller import Distiller
 
-    config = _config(arguments).replace(output_dir=None, resume_from_checkpoint=None)
-    report = Distiller(arguments.teacher, config).check(class_labels=arguments.class_labels)
+    distiller = Distiller(arguments.teacher, _without_folder(arguments))
+    report = distiller.check(class_labels=arguments.class_labels)
     print(json.dumps(report.to_dict()) if arguments.json else report)
     return 0 if report.ok else EXIT_ERROR
 

@@ -34,13 +34,17 @@ TIMED_WEIGHTS = 2**18  # the update is timed on copies of so many weights at mos
 
 @dataclass(frozen=True, order=True)
 class Call:
-    """One way a network is called in a step. network: teacher, training, average or critic."""
+    """One way a network is called in a run. network: teacher, training, average or critic.
+
+    fixed: its batch does not follow train_batch_size.
+    """
 
     network: str
     batch: int
     height: int
     width: int
     train: bool
+    fixed: bool = False
 
     def __str__(self) -> str:
         """Name it in a table."""
@@ -51,7 +55,7 @@ class Call:
 class RunPlan:
     """Bytes and seconds of a distillation run, as planned for this machine.
 
-    parts: bytes by part; they are held together at the peak of a step. working: bytes of working
+    parts: bytes by part; they are held together at the peak of a run. working: bytes of working
     memory per call, of which the largest is in `parts`. seconds: of one step by part, {} if not
     timed. steps: of the whole run. memory_limit: of the run, None for any.
     """
@@ -159,7 +163,16 @@ def _phases(distiller: Distiller) -> dict[bool, float]:
 
 
 def _trace(distiller: Distiller) -> tuple[list[Call], int]:
-    """Return the distinct calls of a step, and the peak bytes of its Python arrays."""
+    """Return the distinct calls of a run, and the peak bytes of its Python arrays."""
+    from boot.pairs import Pairs  # which needs callbacks, and those what is planned here
+
+    config = distiller.config
+
+    def measure() -> None:
+        if config.eval_steps:
+            Pairs(distiller).errors(distiller)
+        if config.sample_steps and config.output_dir is not None:
+            distiller.student.sample(config.num_sample_images, seed=config.seed)
 
     def steps() -> None:
         for corrected in _phases(distiller):
@@ -168,7 +181,10 @@ def _trace(distiller: Distiller) -> tuple[list[Call], int]:
 
     with _recording(distiller) as calls:
         _, arrays = _core.peak_array_bytes(steps)
-    return sorted(set(calls)), arrays
+        of_steps = set(calls)
+        _, others = _core.peak_array_bytes(measure)
+        measuring = {dataclasses.replace(c, fixed=True) for c in set(calls) - of_steps}
+    return sorted(of_steps | measuring), max(arrays, others)
 
 
 # ----------------------------------------------------------------------------------- the bytes
@@ -213,7 +229,7 @@ def _bytes(
     packs: dict[str, tuple[int, int]] = {}
     largest, grads = (0, 0), dict[str, int]()
     for call in calls:
-        batch = max(1, round(call.batch * share))
+        batch = call.batch if call.fixed else max(1, round(call.batch * share))
         core = networks[call.network].core
         plan = core.plan(batch, call.height, call.width, call.train, estimate)
         activations, scratch = plan["activation_bytes"], plan["scratch_bytes"]
@@ -230,6 +246,9 @@ def _bytes(
         parts["packed weights"] = sum(networks[n].core.memory()["planned_packs"] for n in packs)
     parts["activations"], parts["kernel scratch"] = largest
     parts["arrays of a batch"] = round(arrays * share)
+    if distiller.config.memory_limit is not None:  # what finds no room is packed at every call
+        room = distiller.config.memory_limit - sum(parts.values()) + parts["packed weights"]
+        parts["packed weights"] = min(parts["packed weights"], max(0, room))
     return parts, working
 
 
@@ -335,20 +354,18 @@ def enforce_limit(distiller: Distiller) -> None:
     if limit is None:
         return
     calls, arrays = _trace(distiller)
-    parts, _ = _bytes(distiller, calls, arrays, estimate=True)
-    if sum(parts.values()) > limit:
+    for estimate in (True, False):
+        parts, _ = _bytes(distiller, calls, arrays, estimate)
+        if sum(parts.values()) > limit:
+            for network in networks:
+                network.keep_packed(False)  # slower, but smaller; what is advised counts on it
+            parts, _ = _bytes(distiller, calls, arrays, estimate)
+        if sum(parts.values()) > limit:
+            raise ConfigError(_too_large(distiller, calls, arrays, sum(parts.values()), limit))
+        bounded = ("activations", "kernel scratch", "packed weights")
+        others = sum(size for name, size in parts.items() if name not in bounded)
         for network in networks:
-            network.keep_packed(False)  # slower, but smaller; what is advised then counts on it
-        parts, _ = _bytes(distiller, calls, arrays, estimate=True)
-    if sum(parts.values()) > limit:
-        raise ConfigError(_too_large(distiller, calls, arrays, sum(parts.values()), limit))
-    bounded = ("activations", "kernel scratch", "packed weights")
-    others = sum(size for name, size in parts.items() if name not in bounded)
-    for network in networks:
-        network.limit_memory(limit - others)
-    parts, _ = _bytes(distiller, calls, arrays, estimate=False)
-    if sum(parts.values()) > limit:
-        raise ConfigError(_too_large(distiller, calls, arrays, sum(parts.values()), limit))
+            network.limit_memory(limit - others)
 
 
 def _too_large(

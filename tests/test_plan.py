@@ -34,6 +34,7 @@ from boot.config import DistillConfig
 from boot.distiller import Distiller
 from boot.errors import ConfigError
 from boot.network import Network
+from boot.pairs import Pairs
 from boot.sizes import check_bytes, size_text
 
 WORKING = ("activations", "kernel scratch")
@@ -94,6 +95,7 @@ def test_planned_bytes_are_those_that_the_core_then_holds(config, settings):
     plan = distiller.plan(timed=False)
     for _ in range(2):  # packed weights are kept from a plan's second run on
         distiller.step()
+        Pairs(distiller).errors(distiller)  # as `fit` does now and then
     parts, found = plan.parts, held(distiller)
     weights = ("teacher weights", "student weights", "weight average")
     assert found["weights"] == sum(parts.get(name, 0) for name in weights)
@@ -264,15 +266,44 @@ def unpacked_peak(batch):
 
 def test_the_core_itself_keeps_to_the_limit():
     network = make_teacher(PLAIN).model
-    network.core.configure(memory_limit=200_000)
+    network.core.configure(memory_limit=300_000)
     network.forward(noise(1), np.full(1, 500.0))
     with pytest.raises(MemoryError, match="memory limit leaves"):
         network.forward(noise(64), np.full(64, 500.0))
     memory = network.core.memory()
-    assert 0 < memory["arena"] + memory["packed"] <= 200_000
+    assert 0 < memory["arena"] + memory["packed"] <= 300_000
     network.core.configure(memory_limit=0)
     network.forward(noise(64), np.full(64, 500.0))
-    assert network.core.memory()["arena"] > 200_000
+    assert network.core.memory()["arena"] > 300_000
+
+
+def test_packed_weights_make_room_for_activations():
+    """They only save time: another network's go too, and a limit that holds without them does."""
+    one, two = (make_teacher(CONFIG).model for _ in range(2))
+    two.share_arena(one)
+    for network in (one, two):
+        network.core.configure(thread_independent=True)
+        network.keep_packed(True)
+    few, many = ((noise(n), np.full(n, 500.0), np.zeros(n, np.int64)) for n in (2, 30))
+    expected = [network.forward(*inputs) for network in (one, two) for inputs in (few, many)]
+    plan = one.core.plan(30, 8, 8, False)
+    limit = plan["activation_bytes"] + plan["scratch_bytes"] + 50_000
+    one, two = (make_teacher(CONFIG).model for _ in range(2))
+    two.share_arena(one)
+    found = []
+    for network in (one, two):
+        network.core.configure(thread_independent=True, memory_limit=limit)
+        network.keep_packed(True)
+    for _ in range(2):
+        found = []
+        for network in (one, two):
+            for inputs in (few, many):
+                found.append(network.forward(*inputs))
+                packed = sum(n.core.memory()["packed"] for n in (one, two))
+                assert network.core.memory()["arena"] + packed <= limit
+    assert packed > 0
+    for a, b in zip(found, expected, strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-5)
 
 
 def test_scratch_ends_where_the_arena_of_another_shard_may_begin():

@@ -91,6 +91,7 @@ METHODS = {  # of one network that all threads use
     "grads": lambda net: net.grads.sum(),
     "kernels": lambda net: net.kernels,
     "timed_kernels": lambda net: net.timed_kernels,
+    "chosen_kernels": lambda net: net.chosen_kernels,
     "memory": lambda net: net.memory(),
     "hint_kernels": lambda net: net.hint_kernels({}),
     "pin_kernels": lambda net: net.pin_kernels({}),

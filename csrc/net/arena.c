@@ -3,27 +3,60 @@
 
 #include "base/memory.h"
 
-boot_status boot_arena_open(boot_arena **arena) {
+static void lock(boot_arena *arena) {
+    while (atomic_flag_test_and_set_explicit(&arena->listing, memory_order_acquire)) {
+    }
+}
+
+static void unlock(boot_arena *arena) {
+    atomic_flag_clear_explicit(&arena->listing, memory_order_release);
+}
+
+boot_status boot_arena_open(boot_arena **arena, boot_arena_user *user) {
     BOOT_TRY(boot_alloc((void **)arena, sizeof **arena, true, "arena"));
-    atomic_init(&(*arena)->users, 1);
+    atomic_flag_clear(&(*arena)->listing);
     atomic_flag_clear(&(*arena)->busy);
+    boot_arena_share(*arena, user);
     return BOOT_OK;
 }
 
-boot_arena *boot_arena_share(boot_arena *arena) {
-    atomic_fetch_add(&arena->users, 1);
-    return arena;
+void boot_arena_share(boot_arena *arena, boot_arena_user *user) {
+    lock(arena);
+    user->next = arena->users;
+    arena->users = user;
+    arena->packed += user->packs->bytes;
+    unlock(arena);
 }
 
-void boot_arena_close(boot_arena *arena) {
-    if (!arena || atomic_fetch_sub(&arena->users, 1) > 1) return;
+void boot_arena_close(boot_arena *arena, boot_arena_user *user) {
+    if (!arena) return;
+    lock(arena);
+    boot_arena_user **at = &arena->users;
+    while (*at != user) at = &(*at)->next;
+    *at = user->next;
+    arena->packed -= user->packs->bytes;
+    const bool last = !arena->users;
+    unlock(arena);
+    if (!last) return;
     boot_free(arena->data);
     boot_free(arena);
+}
+
+/* Others' too: none of them runs now. */
+static void drop_packs(boot_arena *arena) {
+    lock(arena);
+    for (boot_arena_user *user = arena->users; user; user = user->next) {
+        arena->packed -= user->packs->bytes;
+        boot_packs_close(user->packs);
+        user->packs->version++; /* plans that had packed their weights are to do it again */
+    }
+    unlock(arena);
 }
 
 boot_status boot_arena_reserve(boot_arena *arena, int64_t floats) {
     const int64_t bytes = floats * (int64_t)sizeof(float);
     if (floats <= arena->floats) return BOOT_OK;
+    if (arena->limit && bytes + arena->packed > arena->limit) drop_packs(arena);
     if (arena->limit && bytes + arena->packed > arena->limit)
         return boot_fail(BOOT_ERR_MEMORY,
                          "activations: %lld bytes needed, the memory limit leaves %lld",

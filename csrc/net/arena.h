@@ -7,6 +7,13 @@
 #include <stdint.h>
 
 #include "base/status.h"
+#include "ops/packs.h"
+
+/* Packed weights that count where their owner works; in a list. */
+typedef struct boot_arena_user {
+    boot_packs *packs;
+    struct boot_arena_user *next;
+} boot_arena_user;
 
 typedef struct {
     float *data;
@@ -14,14 +21,16 @@ typedef struct {
     atomic_llong packed; /* bytes of its users' packed weights */
     int64_t limit;       /* the most bytes that both may take, 0: any */
     uint64_t epoch;      /* grows with every run: what an older run left here is gone */
-    atomic_int users;
+    boot_arena_user *users;
+    atomic_flag listing; /* held for a look through them */
     atomic_flag busy;
 } boot_arena;
 
-boot_status boot_arena_open(boot_arena **arena); /* one user */
-boot_arena *boot_arena_share(boot_arena *arena); /* one user more */
-void boot_arena_close(boot_arena *arena);        /* one user less; the last one frees it */
-/* At least that large; BOOT_ERR_MEMORY beyond the limit. */
+boot_status boot_arena_open(boot_arena **arena, boot_arena_user *user);
+void boot_arena_share(boot_arena *arena, boot_arena_user *user);
+void boot_arena_close(boot_arena *arena, boot_arena_user *user); /* the last user's frees it */
+/* At least that large. Its users' packed weights, which only save time, make room where the limit
+   wants it; BOOT_ERR_MEMORY where that is not enough. By the thread that has entered. */
 boot_status boot_arena_reserve(boot_arena *arena, int64_t floats);
 /* Bytes that the limit leaves beside what is held now; 0: no limit, else at least 1. */
 int64_t boot_arena_left(const boot_arena *arena);

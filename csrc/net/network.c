@@ -25,6 +25,7 @@ struct boot_network {
     float *weights, *grads, *more_grads; /* more_grads: of the second shard and on */
     int64_t more_floats;
     boot_arena *arena;
+    boot_arena_user user;
     boot_dnnl dnnl;
     boot_tuner tuner, hints;
     boot_packs packs;
@@ -53,8 +54,9 @@ boot_status boot_network_open(boot_network **network, const boot_unet2d_config *
     BOOT_TRY(boot_alloc((void **)network, sizeof **network, true, "network"));
     (*network)->config = *config;
     (*network)->packs.version = 1;
+    (*network)->user.packs = &(*network)->packs;
     boot_status status = boot_dnnl_open(&(*network)->dnnl);
-    if (!status) status = boot_arena_open(&(*network)->arena);
+    if (!status) status = boot_arena_open(&(*network)->arena, &(*network)->user);
     if (!status) status = find_params(*network);
     if (!status)
         status = boot_alloc((void **)&(*network)->weights,
@@ -69,7 +71,7 @@ boot_status boot_network_open(boot_network **network, const boot_unet2d_config *
 
 /* What the packs of a network take is counted in the arena, so that one limit bounds all. */
 static void count_packs(boot_network *network, int64_t before) {
-    network->arena->packed += network->packs.bytes - before;
+    if (network->arena) network->arena->packed += network->packs.bytes - before;
 }
 
 /* Packs whose layout belongs to a kernel's state go with it. */
@@ -95,17 +97,17 @@ void boot_network_clear_plans(boot_network *network) {
 
 void boot_network_close(boot_network *network) {
     if (!network) return;
+    boot_arena_close(network->arena, &network->user); /* first: others may drop packs */
+    network->arena = NULL;
     boot_network_clear_plans(network);
     boot_tuner_close(&network->tuner);
     boot_tuner_close(&network->hints);
-    if (network->arena) network->arena->packed -= network->packs.bytes;
     boot_packs_close(&network->packs);
     boot_dnnl_close(&network->dnnl);
     boot_params_close(&network->params);
     boot_free(network->weights);
     boot_free(network->grads);
     boot_free(network->more_grads);
-    boot_arena_close(network->arena);
     boot_free(network);
 }
 
@@ -271,10 +273,9 @@ boot_status boot_network_plan(boot_network *network, int64_t n, int64_t height, 
 
 void boot_network_share_arena(boot_network *network, boot_network *other) {
     if (network->arena == other->arena) return;
-    network->arena->packed -= network->packs.bytes;
-    boot_arena_close(network->arena);
-    network->arena = boot_arena_share(other->arena);
-    network->arena->packed += network->packs.bytes;
+    boot_arena_close(network->arena, &network->user);
+    network->arena = other->arena;
+    boot_arena_share(network->arena, &network->user);
     network->pending = NULL;
 }
 

@@ -124,10 +124,14 @@ static boot_status run_all(const boot_shards *shards, const boot_shards_run *run
     return status ? boot_fail(status, "%s", message) : BOOT_OK;
 }
 
-/* Before the threads start: none may write packed weights while another reads them. */
+/* Before the threads start: none may write packed weights while another reads them. What there is
+   no memory for is packed into scratch in every run. */
 static boot_status pack_all(boot_shards *shards, const boot_shards_run *run) {
     if (!run->run.packs || shards->packed == run->run.packs->version) return BOOT_OK;
-    for (int i = 0; i < shards->count; i++) BOOT_TRY(boot_plan_pack(&shards->plans[i], &run->run));
+    for (int i = 0; i < shards->count; i++) {
+        const boot_status status = boot_plan_pack(&shards->plans[i], &run->run);
+        if (status && status != BOOT_ERR_MEMORY) return status;
+    }
     shards->packed = run->run.packs->version;
     return BOOT_OK;
 }
