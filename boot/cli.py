@@ -238,7 +238,7 @@ def _config(arguments: argparse.Namespace) -> Any:
     return config.replace(**config_values(arguments))
 
 
-def _without_folder(arguments: argparse.Namespace) -> DistillConfig:
+def _without_folder(arguments: argparse.Namespace) -> Any:
     """Return the settings of a run that is only looked at.
 
     No copy to roll back to: with a folder, as `boot distill` has one, checkpoints take no memory.

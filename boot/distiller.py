@@ -97,7 +97,7 @@ class Distiller:
         self._start = starting_network(student, teacher, config.seed)
         self.config = resolve_config(config, teacher, self._start)
         self.state = TrainState()
-        self.output_dir = open_output(self.config)
+        self.output_dir = open_output(self.config, teacher)
         if self.config.num_threads is not None:
             _core.set_num_threads(self.config.num_threads)
         self._settle()

@@ -33,13 +33,17 @@ TEACHER_PICTURE = "teacher.png"
 _log = logging.getLogger("boot")
 
 
+def number_of_pairs(config: DistillConfig) -> int:
+    """Return how many images a run is measured by."""
+    return min(PAIRS, max(8, config.train_batch_size))
+
+
 class Pairs:
     """Fixed noise (N,C,H,W) and the teacher's signals for it at `times`, falling to t_min."""
 
     def __init__(self, distiller: Distiller, count: int | None = None) -> None:
         """Compute the teacher's path for the first `count` images of the run's sample grids."""
-        batch = distiller.config.train_batch_size
-        count = min(PAIRS, max(8, batch)) if count is None else count
+        count = number_of_pairs(distiller.config) if count is None else count
         student = distiller.student
         self.noise, self.labels = student.inputs(count, seed=distiller.config.seed)
         times, signals = teacher_signals(

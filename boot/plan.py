@@ -1,15 +1,9 @@
-"""What a run will take before its first step: bytes by part, and seconds by measurement.
-
-The calls of a step are not listed here a second time: the method itself runs once on networks that
-only write down how they are called, and answer with zeros.
-"""
+"""What a run will take before its first step: bytes by part, and seconds by measurement."""
 
 from __future__ import annotations
 
 import dataclasses
 import html
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from statistics import median
 from time import perf_counter
@@ -18,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from boot import _core
+from boot.calls import Call, phases, trace
 from boot.config import DistillConfig
 from boot.errors import ConfigError
 from boot.moments import moments_bytes
@@ -30,25 +25,6 @@ if TYPE_CHECKING:
 
 TIMED_STEPS = 3
 TIMED_WEIGHTS = 2**18  # the update is timed on copies of so many weights at most, and scaled
-
-
-@dataclass(frozen=True, order=True)
-class Call:
-    """One way a network is called in a run. network: teacher, training, average or critic.
-
-    fixed: its batch does not follow train_batch_size.
-    """
-
-    network: str
-    batch: int
-    height: int
-    width: int
-    train: bool
-    fixed: bool = False
-
-    def __str__(self) -> str:
-        """Name it in a table."""
-        return f"{self.network} x{self.batch}{' and backward' if self.train else ''}"
 
 
 @dataclass(frozen=True)
@@ -114,77 +90,6 @@ class RunPlan:
             for name, v in self.rows()
         ]
         return f"<table>{''.join(cells)}</table>"
-
-
-# --------------------------------------------------------------------------- what a step calls
-
-
-class _Recorder:
-    """Stands in for a network's core: notes the shape of each call and answers with zeros."""
-
-    def __init__(self, name: str, core: Any, channels: int, calls: list[Call]) -> None:
-        self._name, self._core, self._channels, self._calls = name, core, channels, calls
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._core, name)
-
-    def forward(self, sample: Any, *inputs: Any, train: bool = False) -> Any:
-        count, _, height, width = sample.shape
-        self._calls.append(Call(self._name, count, height, width, train))
-        return np.zeros((count, self._channels, height, width), np.float32)
-
-    def backward(self, doutput: Any) -> None:
-        pass
-
-
-@contextmanager
-def _recording(distiller: Distiller) -> Iterator[list[Call]]:
-    """Let the networks note their calls instead of computing."""
-    calls: list[Call] = []
-    cores = {name: network.core for name, network in distiller._networks().items()}
-    try:
-        for name, network in distiller._networks().items():
-            if isinstance(network.core, _Recorder):  # the average may be the training network
-                continue
-            recorder: Any = _Recorder(name, network.core, network.config.out_channels, calls)
-            network.core = recorder
-        yield calls
-    finally:
-        for name, network in distiller._networks().items():
-            network.core = cores[name]
-
-
-def _phases(distiller: Distiller) -> dict[bool, float]:
-    """Return the kinds of step of a run, without and with a critic, and their parts of it."""
-    if distiller._critic is None:
-        return {False: 1.0}
-    start = distiller.config.correction_start
-    return {False: start, True: 1.0 - start} if start > 0 else {True: 1.0}
-
-
-def _trace(distiller: Distiller) -> tuple[list[Call], int]:
-    """Return the distinct calls of a run, and the peak bytes of its Python arrays."""
-    from boot.pairs import Pairs  # which needs callbacks, and those what is planned here
-
-    config = distiller.config
-
-    def measure() -> None:
-        if config.eval_steps:
-            Pairs(distiller).errors(distiller)
-        if config.sample_steps and config.output_dir is not None:
-            distiller.student.sample(config.num_sample_images, seed=config.seed)
-
-    def steps() -> None:
-        for corrected in _phases(distiller):
-            losses = distiller._loss_and_gradient(distiller._draw(), corrected)
-            distiller._training.backward(losses.gradient)
-
-    with _recording(distiller) as calls:
-        _, arrays = _core.peak_array_bytes(steps)
-        of_steps = set(calls)
-        _, others = _core.peak_array_bytes(measure)
-        measuring = {dataclasses.replace(c, fixed=True) for c in set(calls) - of_steps}
-    return sorted(of_steps | measuring), max(arrays, others)
 
 
 # ----------------------------------------------------------------------------------- the bytes
@@ -258,7 +163,7 @@ def make_plan(distiller: Distiller, *, timed: bool = True, estimate: bool = Fals
     estimate: do not choose kernels by timing: quick, and right where they are chosen later.
     """
     config = distiller.config
-    calls, arrays = _trace(distiller)
+    calls, arrays = trace(distiller)
     parts, working = _bytes(distiller, calls, arrays, estimate)
     seconds = _rehearse(distiller) if timed else {}
     steps = config.max_train_steps
@@ -274,7 +179,7 @@ def _rehearse(distiller: Distiller) -> dict[str, float]:
     model, critic = distiller._training.model, distiller._critic
     size = min(len(model.weights), TIMED_WEIGHTS)
     seconds = {"losses": 0.0, "backward": 0.0, "update": 0.0}
-    for corrected, share in _phases(distiller).items():
+    for corrected, share in phases(distiller).items():
         weights = len(model.weights)
         if corrected and critic is not None:
             weights += len(critic.model.weights)
@@ -353,7 +258,7 @@ def enforce_limit(distiller: Distiller) -> None:
         network.limit_memory(None)
     if limit is None:
         return
-    calls, arrays = _trace(distiller)
+    calls, arrays = trace(distiller)
     for estimate in (True, False):
         parts, _ = _bytes(distiller, calls, arrays, estimate)
         if sum(parts.values()) > limit:

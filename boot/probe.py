@@ -32,6 +32,7 @@ LEVELS = (0.2, 0.5, 1.0, 2.0, 4.0)  # noise levels sigma / alpha that are tried
 SHIFTS = (0.4, 0.63, 1.0, 1.6, 2.5)  # the network is told the time of level x shift
 QUICK_LEVELS, QUICK_SHIFTS = (0.2, 0.5, 1.0, 4.0), (0.5, 1.0, 2.0)
 TOP_LEVEL, LAST_LEVEL = 20.0, 0.05  # between them the DDIM run spreads its steps
+NULL_LEVEL = 10.0  # where labels are compared, beside t_max
 STEPS = 16  # of the DDIM run that draws the images
 NUMBERS, MOST_IMAGES = 4096, 256  # values that all images together have, where so many images do
 FLOOR = 0.05  # of an error ratio: below it, differences mean nothing
@@ -128,6 +129,23 @@ class Probe:
                 f"{bad} NaN or Inf of {output.size}"
             )
         return output
+
+    def null_distance(self, null: int, classes: NDArray[np.int64]) -> float:
+        """Return how far outputs for `null` are from the mean of all; 1: as the nearest class is.
+
+        Where images are mostly noise: what a network says there without a class is about the mean
+        of what it says for each, so below 1 if `null` means "no class". Up to twenty classes count.
+        """
+        labels = np.array([*classes[:20], null])
+        ratios = []
+        for t in (self.t_max, time_of(self.teacher.schedule, NULL_LEVEL)):
+            x = self.teacher.schedule.start(self.noise[0][:4], t)
+            asked = np.concatenate([x] * len(labels)), t, np.repeat(labels, len(x))
+            outputs = self.output(*asked).astype(np.float64).reshape(len(labels), -1)
+            others = (outputs.sum(0) - outputs) / (len(labels) - 1)
+            distances = np.sqrt(((outputs - others) ** 2).mean(1))
+            ratios.append(float(distances[-1] / (distances[:-1].min() + 1e-30)))
+        return float(np.mean(ratios))
 
     def evidence(
         self,

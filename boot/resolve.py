@@ -7,9 +7,12 @@ import logging
 from pathlib import Path
 from typing import Any
 
+from boot.callbacks import LOG_FILE, SAMPLES_FOLDER
+from boot.checkpoint import list_checkpoints
 from boot.choices import AUTO_GUIDANCE_SCALE
-from boot.config import DistillConfig
-from boot.errors import ConfigError, UnsupportedModel
+from boot.config import RUN_CONFIG_FILE, DistillConfig
+from boot.diffusers_io import PIPELINE_FILE, SCHEDULER, UNET
+from boot.errors import ConfigError, UnsupportedModel, listed
 from boot.files import check_output_folder
 from boot.guidance import Clip, Guidance, critic_scale, warn_of_idle
 from boot.inputs import drawn_labels
@@ -18,6 +21,8 @@ from boot.network import Network
 from boot.student_info import StudentInfo
 from boot.teacher import Teacher
 
+# What a run writes, in its folder and as a student.
+_WRITTEN = (PIPELINE_FILE, UNET, SCHEDULER, LOG_FILE, SAMPLES_FOLDER, "README.md")
 SURELY_FITS = 2**24  # pixels of a batch: no need to ask the core
 
 _log = logging.getLogger("boot")
@@ -143,17 +148,37 @@ def teaching_of(info: StudentInfo, teacher: Teacher) -> tuple[Guidance, Clip]:
     return guidance_for(config, teacher), clip_for(config, teacher)
 
 
-def open_output(config: DistillConfig) -> Path | None:
-    """Make or check the output folder: new or empty, unless the run continues another."""
+def open_output(config: DistillConfig, teacher: Teacher) -> Path | None:
+    """Make or check the output folder: new or empty, unless the run continues another.
+
+    Raises FileExistsError for one that has files, if nothing is resumed; if something is, for one
+    that holds the teacher, or files that the run would overwrite and that are not of a run.
+    """
     if config.output_dir is None:
         return None
     fresh = config.resume_from_checkpoint is None
     try:
-        return check_output_folder("output_dir", config.output_dir, must_be_empty=fresh)
+        path = check_output_folder("output_dir", config.output_dir, must_be_empty=fresh)
     except FileExistsError as problem:
         raise FileExistsError(
             f"{problem}; resume_from_checkpoint='latest' continues the run in it"
         ) from None
+    where = path.resolve()
+    if teacher.weights_file is not None and where in teacher.weights_file.resolve().parents:
+        raise FileExistsError(
+            f"output_dir must be another folder than the teacher's, {str(path)!r}"
+        )
+    if fresh or list_checkpoints(path):
+        return path
+    others = [name for name in _WRITTEN if (path / name).exists()]
+    if others and not (path / RUN_CONFIG_FILE).exists():
+        raise FileExistsError(
+            f"output_dir: {str(path)!r} holds no run to continue, but {listed(others, 3)}, which a "
+            "run would overwrite; choose a new folder"
+        )
+    if config.resume_from_checkpoint == "latest":
+        _log.info("no checkpoint in %s: starting at step 0", path)
+    return path
 
 
 def _times(config: DistillConfig, teacher: Teacher) -> tuple[float, float]:

@@ -17,6 +17,7 @@ from boot.continuous import FlowSchedule
 from boot.demo import TEACHER_FOLDER
 from boot.distiller import Distiller
 from boot.errors import TeacherError
+from boot.network import Network
 from boot.probe import MIXING_LIMIT, SCHEDULE_LIMIT, TYPE_LIMIT, Probe
 from boot.schedule import Schedule
 from boot.scheduler_config import SchedulerConfig
@@ -224,6 +225,28 @@ def test_labels_for_an_unconditional_teacher_are_an_error():
     with pytest.raises(ValueError, match=r"class_labels must be 0 ... 2, got 7"):
         make().check(class_labels=[0, 7])
     assert make().check(class_labels=[0, 1]).facts["classes"] == 3
+    wanted = make().check(class_labels=[0, 2])
+    assert codes(wanted.problems)[0] == "wanted_label"
+    assert "label 2 means 'no class' in this run" in str(wanted)
+    assert "wanted_label" not in codes(make(guidance_scale=1.0).check(class_labels=[2]).problems)
+
+
+def test_a_class_that_is_taken_for_no_class_is_warned_of(digits):
+    """diffusers has no convention for a null row: the last one may be a class."""
+    right = Distiller(digits, train_batch_size=4)
+    assert "null_label" not in codes(check(right, quick=True).warnings)
+    assert check(right, quick=True).facts["null_label_distance"] < 0.4
+    config = dataclasses.replace(digits.model.config, num_class_embeds=10)
+    model = Network(config, max_timestep=digits.model.max_timestep)
+    tensors = dict(digits.model.parameters)
+    tensors["class_embedding.weight"] = tensors["class_embedding.weight"][:10]
+    model.load(tensors)
+    cut = Teacher(model, digits.scheduler, name="cut")
+    found = check(Distiller(cut, train_batch_size=4), quick=True).warnings
+    assert codes(found) == ["null_label"]
+    assert "label 9 is taken to mean 'no class'" in str(found[0])
+    unguided = Distiller(cut, train_batch_size=4, guidance_scale=1.0)
+    assert "null_label" not in codes(check(unguided, quick=True).warnings)
 
 
 def test_labels_and_guidance_without_effect_are_warned_of():
