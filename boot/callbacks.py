@@ -250,8 +250,7 @@ class TensorBoardLog(Callback):
             from tensorboard.summary import Writer
         except ImportError:
             raise ImportError(
-                "report_to='tensorboard' needs the package tensorboard: "
-                "pip install boot[tensorboard]"
+                "report_to='tensorboard' needs the package tensorboard: pip install tensorboard"
             ) from None
         self._folder, self._make = folder, Writer
         self._writer: Any = Writer(str(folder))

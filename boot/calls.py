@@ -15,9 +15,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from boot import _core
+from boot.config import DistillConfig
 
 if TYPE_CHECKING:
     from boot.distiller import Distiller
+
+
+PAIRS = 16  # at most; never fewer than 8
 
 
 @dataclass(frozen=True, order=True)
@@ -37,6 +41,11 @@ class Call:
     def __str__(self) -> str:
         """Name it in a table."""
         return f"{self.network} x{self.batch}{' and backward' if self.train else ''}"
+
+
+def number_of_pairs(config: DistillConfig) -> int:
+    """Return how many images a run is measured by."""
+    return min(PAIRS, max(8, config.train_batch_size))
 
 
 class _Recorder:
@@ -84,8 +93,6 @@ def phases(distiller: Distiller) -> dict[bool, float]:
 
 def trace(distiller: Distiller) -> tuple[list[Call], int]:
     """Return the distinct calls of a run, and the peak bytes of its Python arrays."""
-    from boot.pairs import number_of_pairs  # which needs callbacks, and those what is here
-
     config, student = distiller.config, distiller.student
 
     def measure() -> None:

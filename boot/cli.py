@@ -22,6 +22,8 @@ from boot._version import __version__
 from boot.choices import SAMPLERS
 from boot.errors import BootError, BootWarning
 from boot.flags import Parser, UsageError, add_config_flags, config_values, flag_of
+from boot.flags import integer as _integer
+from boot.flags import integers as _integers
 from boot.interrupts import EXIT_STOPPED, STOP_SIGNALS, InterruptGuard
 from boot.presets import PRESETS, preset_config
 
@@ -169,6 +171,12 @@ def _add_evaluate(parser: Parser) -> None:
     )
     parser.add_argument("--num-images", type=_integer, default=2000, metavar="N", help="[2000]")
     parser.add_argument("--num-paired", type=_integer, default=256, metavar="N", help="[256]")
+    parser.add_argument(
+        "--guidance-scale",
+        type=float,
+        metavar="W",
+        help="[its default; others only if distilled for a range]",
+    )
     parser.add_argument("--seed", type=_integer, default=0, metavar="N", help="[0]")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.add_argument("--num-threads", type=_integer, metavar="N", help="CPU threads")
@@ -185,17 +193,6 @@ def _add_check(parser: Parser) -> None:
 def _add_info(parser: Parser) -> None:
     parser.add_argument("folder", metavar="FOLDER", help="folder of a student or a teacher")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
-
-
-def _integer(text: str) -> int:
-    try:
-        return int(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"must be an integer, got {text!r}") from None
-
-
-def _integers(text: str) -> list[int]:
-    return [_integer(part) for part in text.split(",")]
 
 
 # -------------------------------------------------------------------------------- the commands
@@ -239,12 +236,9 @@ def _config(arguments: argparse.Namespace) -> Any:
 
 
 def _without_folder(arguments: argparse.Namespace) -> Any:
-    """Return the settings of a run that is only looked at.
-
-    No copy to roll back to: with a folder, as `boot distill` has one, checkpoints take no memory.
-    """
-    config = _config(arguments).replace(output_dir=None, resume_from_checkpoint=None)
-    return config.replace(checkpointing_steps=0)
+    """Return the settings of a run that is only looked at, without a copy to roll back to."""
+    nowhere = {"output_dir": None, "resume_from_checkpoint": None, "checkpointing_steps": 0}
+    return _config(arguments).replace(**nowhere)
 
 
 def plan(arguments: argparse.Namespace) -> int:
@@ -258,8 +252,8 @@ def plan(arguments: argparse.Namespace) -> int:
 
 def _load(folder: str) -> Any:
     """Load a Student if the folder holds one, else a Teacher."""
+    from boot.diffusers_io import INFO_FILE
     from boot.errors import check_folder
-    from boot.export import INFO_FILE
     from boot.student import Student
     from boot.teacher import Teacher
 
@@ -343,6 +337,8 @@ def evaluate(arguments: argparse.Namespace) -> int:
 
     _set_threads(arguments.num_threads)
     student = Student.from_pretrained(arguments.student)
+    if arguments.guidance_scale is not None:
+        student = student.with_guidance(arguments.guidance_scale)
     numbers = evaluate_student(
         student,
         Teacher.from_pretrained(arguments.teacher),

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from boot.config import RUN_CONFIG_FILE
 from boot.errors import (
     ConfigError,
     FormatError,
@@ -56,6 +57,7 @@ __all__ = [
 DIFFUSERS_VERSION = "0.42.1"  # the version whose reading of our files the tests check
 
 PIPELINE_FILE = "model_index.json"
+INFO_FILE = "boot.json"  # beside it, if it is a student
 MODEL_FILE = "config.json"
 SCHEDULER_FILE = "scheduler_config.json"
 UNET, SCHEDULER = "unet", "scheduler"
@@ -201,6 +203,11 @@ def _find_components(root: Path, is_pipeline: bool) -> tuple[Path, Path]:
     scheduler_folder = root / SCHEDULER if (root / SCHEDULER).is_dir() else root
     if not (model_folder / MODEL_FILE).exists():
         wanted = MODEL_FILE if is_pipeline else f"{PIPELINE_FILE} or {MODEL_FILE}"
+        if (root / RUN_CONFIG_FILE).exists():
+            raise FileNotFoundError(
+                f"{str(root)!r} holds a run that is not finished, and no student yet: boot distill "
+                "with --resume-from-checkpoint latest goes on with it"
+            )
         raise FileNotFoundError(
             f"{str(model_folder)!r} has no {wanted}: it is not a diffusers pipeline or model folder"
         )

@@ -32,7 +32,7 @@ from boot.network import Images, Network
 from boot.offload import take_turns
 from boot.plan import RunPlan, check_fixed, enforce_limit, make_plan
 from boot.presets import preset_config
-from boot.resolve import clip_for, critic_guidance_for, guidance_for, open_output, resolve_config
+from boot.resolve import clip_for, critic_guidance_for, guidance_for, resolve_config
 from boot.schedule import Float64
 from boot.signal_ode import diffuse, substeps
 from boot.student import Student
@@ -97,7 +97,7 @@ class Distiller:
         self._start = starting_network(student, teacher, config.seed)
         self.config = resolve_config(config, teacher, self._start)
         self.state = TrainState()
-        self.output_dir = open_output(self.config, teacher)
+        self.output_dir = resume.open_output(self.config, teacher)
         if self.config.num_threads is not None:
             _core.set_num_threads(self.config.num_threads)
         self._settle()

@@ -11,6 +11,7 @@ import math
 import numbers
 import operator
 import os
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -327,7 +328,10 @@ def check_timesteps(
 
 
 def check_path(name: str, value: object) -> Path:
-    """Return a path given as str or os.PathLike; TypeError for other kinds, ValueError if empty."""
+    """Return a path given as str or os.PathLike, ~ for the home folder.
+
+    TypeError for other kinds, ValueError if empty.
+    """
     if not isinstance(value, (str, os.PathLike)):
         raise TypeError(f"{name} must be a path, got {shown(value)} ({type_name(value)})")
     text = os.fspath(value)
@@ -335,14 +339,17 @@ def check_path(name: str, value: object) -> Path:
         raise TypeError(f"{name} must be a text path, got {shown(text)} ({type_name(text)})")
     if not text or "\0" in text:
         raise ValueError(f"{name} must be a non-empty path without NUL, got {shown(text)}")
-    return Path(text)
+    return Path(os.path.expanduser(text))
 
 
 def check_folder(name: str, value: object) -> Path:
     """Return the path of a folder that exists: FileNotFoundError, NotADirectoryError otherwise."""
     path = check_path(name, value)
     if not path.exists():
-        raise FileNotFoundError(f"{name}: there is no folder {str(path)!r}")
+        hint = ""
+        if re.fullmatch(r"[\w.-]+/[\w.-]+", str(path)):  # the name of a model on a hub
+            hint = "; boot reads folders: a model of the Hugging Face hub is to be downloaded first"
+        raise FileNotFoundError(f"{name}: there is no folder {str(path)!r}{hint}")
     if not path.is_dir():
         raise NotADirectoryError(f"{name} must be a folder, but {str(path)!r} is a file")
     return path

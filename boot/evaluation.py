@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from typing import Any
 
 import numpy as np
 
 from boot.choices import SOLVERS
+from boot.distances import MANIFOLD_NEIGHBOURS
 from boot.errors import FormatError, check_choice, check_float, check_int, check_path
-from boot.metrics import FeatureFunction, Statistics, measure, paired_rmse, read_archive
+from boot.metrics import (
+    FeatureFunction,
+    Statistics,
+    measure,
+    paired_rmse,
+    read_archive,
+)
 from boot.network import Images
 from boot.refine import check_pair
 from boot.resolve import teaching_of
@@ -17,6 +25,8 @@ from boot.schedule import Float64
 from boot.signal_ode import training_times, trajectory
 from boot.student import Student
 from boot.teacher import Teacher
+
+_log = logging.getLogger("boot")
 
 
 def teacher_signals(
@@ -85,6 +95,8 @@ def evaluate_student(
     solver = check_choice("solver", trained.solver if solver is None else solver, SOLVERS)
     check_pair(student, teacher)
     statistics = None if reference is None else load_reference(reference, features)
+    if statistics is not None:
+        _check_counts(statistics, count, student, features)
     noise, labels = student.inputs(paired, seed=seed)
     times, signals = teacher_signals(student, teacher, noise, labels, delta=delta, solver=solver)
     images = student.sample(noise=noise, class_labels=labels)
@@ -104,6 +116,42 @@ def evaluate_student(
     return result
 
 
+def _check_counts(
+    statistics: Statistics, count: int, student: Student, features: FeatureFunction | None
+) -> None:
+    """Require images of the student's shape, and enough of them on both sides."""
+    shape = student.model.image_shape()
+    pixels = len(statistics.mean if statistics.offset is None else statistics.offset)
+    if features is None and shape is not None and pixels != np.prod(shape):
+        size = "x".join(map(str, shape))
+        raise ValueError(
+            f"reference must be of images of {np.prod(shape)} numbers ({size}), got {pixels}"
+        )
+    if statistics.reference is None:
+        return
+    for name, number in (("num_images", count), ("reference", len(statistics.reference))):
+        if number <= MANIFOLD_NEIGHBOURS:
+            raise ValueError(
+                f"{name}: precision and recall need more than {MANIFOLD_NEIGHBOURS} images, got "
+                f"{number}"
+            )
+
+
+def _check_range(images: Any) -> None:
+    """Require real images in [-1, 1], or nearly; warn of those that look like [0, 1]."""
+    array = np.asarray(images)
+    if array.dtype.kind not in "fiu" or array.size == 0:
+        return  # others say what is wrong
+    low, high = float(array.min()), float(array.max())
+    if max(-low, high) > 10:
+        raise ValueError(
+            f"reference images must be in [-1, 1], got {low:g} ... {high:g}; bytes of 0 ... 255 "
+            "become so by / 127.5 - 1"
+        )
+    if low >= 0 or max(-low, high) > 1.01:
+        _log.warning("reference images are in [%g, %g]; boot's are in [-1, 1]", low, high)
+
+
 def load_reference(reference: Any, features: FeatureFunction | None = None) -> Statistics:
     """Return statistics of real images from a Statistics, images (N,C,H,W), or a file of either.
 
@@ -113,6 +161,7 @@ def load_reference(reference: Any, features: FeatureFunction | None = None) -> S
     if isinstance(reference, Statistics):
         return reference
     if not isinstance(reference, (str, os.PathLike)):
+        _check_range(reference)
         return Statistics.from_images(reference, features=features)
     path = check_path("reference", reference)
     if path.is_dir():
@@ -123,6 +172,7 @@ def load_reference(reference: Any, features: FeatureFunction | None = None) -> S
     if not arrays:
         return Statistics.load(path)
     try:
+        _check_range(arrays["images"])
         return Statistics.from_images(
             arrays["images"], arrays.get("labels", arrays.get("class_labels")), features=features
         )

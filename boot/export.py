@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     from boot.student import Student
 
 BAKED = "time_embedding.linear_2.bias"
-INFO_FILE = "boot.json"
 TENSORS_FILE = "boot.safetensors"
 
 Tensors = dict[str, NDArray[np.float32]]

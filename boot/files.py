@@ -138,7 +138,7 @@ def write_atomically(path: Path, content: bytes | str | Callable[[BinaryIO], obj
     """Replace or create a file so that a reader, or a crash, sees the old or the new content.
 
     content: bytes, text (written as UTF-8), or a function that writes into a binary file.
-    Raises the OSError of the failing call; no temporary file is left behind.
+    Raises the OSError of the failing call, with the file's name; no temporary one is left behind.
     """
     if callable(content):
         fill = content
@@ -152,9 +152,11 @@ def write_atomically(path: Path, content: bytes | str | Callable[[BinaryIO], obj
     try:
         write_synced(temporary, fill)
         os.replace(temporary, path)
-    except BaseException:
+    except BaseException as problem:
         with contextlib.suppress(OSError):
             temporary.unlink()
+        if isinstance(problem, OSError) and problem.filename in (None, str(temporary)):
+            problem.filename = str(path)
         raise
     sync_folder(path.parent)
 

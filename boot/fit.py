@@ -51,6 +51,12 @@ def run(distiller: Distiller, max_train_steps: Any, callbacks: Any) -> History:
         if max_train_steps is not None:
             total = check_int("max_train_steps", max_train_steps, 1, MOST_STEPS)
             distiller.config = distiller.config.replace(max_train_steps=total)
+    if distiller.state.step > distiller.config.max_train_steps:
+        _log.warning(
+            "the run is at step %d, beyond max_train_steps %d: nothing to train",
+            distiller.state.step,
+            distiller.config.max_train_steps,
+        )
     outer, folder = InterruptGuard.active(), distiller.output_dir
     own = contextlib.nullcontext(outer) if outer else InterruptGuard(*STOP_SIGNALS)
     alone = locked_folder(folder) if folder is not None else contextlib.nullcontext()
@@ -139,16 +145,22 @@ def _loop(
         save()
     while distiller.state.step < config.max_train_steps and not stopping:
         emit("on_step_begin")
-        logs = distiller.step()
+        try:
+            logs = distiller.step()
+        except MemoryError:  # it came before the update: the state is that of the last step
+            save()
+            raise
         if resume.count_kernels(distiller) != chosen:
             chosen = resume.count_kernels(distiller)
             _record_kernels(distiller)
         emit("on_step_end", logs=logs)
-        if is_due(config.logging_steps) or control.should_log:
+        last = distiller.state.step == config.max_train_steps
+        if is_due(config.logging_steps) or control.should_log or last:
             control.should_log = False
             emit("on_log", logs={**logs, "seconds": round(time.monotonic() - start, 3)})
         stopping = guard.interrupted or control.should_training_stop
-        if is_due(config.checkpointing_steps) or control.should_save or stopping:
+        due = is_due(config.checkpointing_steps) or (last and config.checkpointing_steps > 0)
+        if due or control.should_save or stopping:
             save()
     return failed
 

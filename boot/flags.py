@@ -27,6 +27,12 @@ class Parser(argparse.ArgumentParser):
         """Refuse abbreviations: a flag added later must not change what a script means."""
         kwargs.setdefault("allow_abbrev", False)
         super().__init__(**kwargs)
+        self._given: list[str] = []
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Note the command line, for hints."""
+        self._given = list(args or ())
+        return super().parse_known_args(args, namespace)
 
     def error(self, message: str) -> NoReturn:
         """Raise UsageError, with the nearest flag for an unknown one."""
@@ -38,13 +44,27 @@ class Parser(argparse.ArgumentParser):
         raise UsageError(message)
 
     def every_action(self) -> list[argparse.Action]:
-        """Return the actions of this parser and of its subcommands."""
+        """Return the actions of this parser and of the subcommand that was given."""
         actions = list(self._actions)
         for action in self._actions:
             if isinstance(action, argparse._SubParsersAction):
-                for parser in action.choices.values():
-                    actions += parser._actions
+                names = [name for name in self._given if name in action.choices][:1]
+                for name in names:
+                    actions += action.choices[name]._actions
         return actions
+
+
+def integer(text: str) -> int:
+    """Read an integer, for `type=` of a flag."""
+    try:
+        return int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"must be an integer, got {text!r}") from None
+
+
+def integers(text: str) -> list[int]:
+    """Read integers with commas between them."""
+    return [integer(part) for part in text.split(",")]
 
 
 def flag_of(name: str) -> str:

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from boot.callbacks import Callback, Control, TrainState
+from boot.calls import number_of_pairs
 from boot.config import DistillConfig
 from boot.evaluation import teacher_signals
 from boot.metrics import paired_rmse
@@ -27,15 +28,9 @@ if TYPE_CHECKING:
 
 PATH_STEPS = 20  # Heun steps of the teacher's path
 TIMES = 5  # of them compared: t_max, t_min, and evenly between
-PAIRS = 16  # at most; never fewer than 8
 TEACHER_PICTURE = "teacher.png"
 
 _log = logging.getLogger("boot")
-
-
-def number_of_pairs(config: DistillConfig) -> int:
-    """Return how many images a run is measured by."""
-    return min(PAIRS, max(8, config.train_batch_size))
 
 
 class Pairs:
@@ -121,7 +116,7 @@ class PairedError(Callback):
         logs: dict[str, float] = kwargs["logs"]
         try:
             pairs = self._pairs or Pairs(distiller)
-        except FloatingPointError as problem:  # the steps deal with it; a measurement does not
+        except (FloatingPointError, MemoryError) as problem:  # not a measurement's business
             _log.warning("paired error not measured at step %d: %s", state.step, problem)
             logs["paired_error"] = math.nan
             return

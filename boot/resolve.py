@@ -4,16 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from pathlib import Path
 from typing import Any
 
-from boot.callbacks import LOG_FILE, SAMPLES_FOLDER
-from boot.checkpoint import list_checkpoints
 from boot.choices import AUTO_GUIDANCE_SCALE
-from boot.config import RUN_CONFIG_FILE, DistillConfig
-from boot.diffusers_io import PIPELINE_FILE, SCHEDULER, UNET
-from boot.errors import ConfigError, UnsupportedModel, listed
-from boot.files import check_output_folder
+from boot.config import DistillConfig
+from boot.errors import ConfigError, UnsupportedModel
 from boot.guidance import Clip, Guidance, critic_scale, warn_of_idle
 from boot.inputs import drawn_labels
 from boot.learning_rate import auto_learning_rate
@@ -21,8 +16,6 @@ from boot.network import Network
 from boot.student_info import StudentInfo
 from boot.teacher import Teacher
 
-# What a run writes, in its folder and as a student.
-_WRITTEN = (PIPELINE_FILE, UNET, SCHEDULER, LOG_FILE, SAMPLES_FOLDER, "README.md")
 SURELY_FITS = 2**24  # pixels of a batch: no need to ask the core
 
 _log = logging.getLogger("boot")
@@ -38,8 +31,15 @@ def resolve_config(config: DistillConfig, teacher: Teacher, start: Network) -> D
     null label it cannot have, UnsupportedModel for a teacher that cannot be distilled.
     """
     teacher.check_can_sample()
-    if teacher.model.image_shape() is None:
+    shape = teacher.model.image_shape()
+    if shape is None:
         raise UnsupportedModel("sample_size: the teacher's config must say how large images are")
+    multiple = teacher.model.config.size_multiple
+    if any(side % multiple for side in shape[1:]):
+        raise UnsupportedModel(
+            f"sample_size: the teacher's levels need a height and width that are multiples of "
+            f"{multiple}, got {shape[1]} x {shape[2]}"
+        )
     scale = config.guidance_scale
     if scale is None:
         guided = teacher.num_classes != 1 and teacher.null_class_label is not None
@@ -146,39 +146,6 @@ def teaching_of(info: StudentInfo, teacher: Teacher) -> tuple[Guidance, Clip]:
     """Return how a student's teacher was guided and clipped while it taught the student."""
     config = info.settings()
     return guidance_for(config, teacher), clip_for(config, teacher)
-
-
-def open_output(config: DistillConfig, teacher: Teacher) -> Path | None:
-    """Make or check the output folder: new or empty, unless the run continues another.
-
-    Raises FileExistsError for one that has files, if nothing is resumed; if something is, for one
-    that holds the teacher, or files that the run would overwrite and that are not of a run.
-    """
-    if config.output_dir is None:
-        return None
-    fresh = config.resume_from_checkpoint is None
-    try:
-        path = check_output_folder("output_dir", config.output_dir, must_be_empty=fresh)
-    except FileExistsError as problem:
-        raise FileExistsError(
-            f"{problem}; resume_from_checkpoint='latest' continues the run in it"
-        ) from None
-    where = path.resolve()
-    if teacher.weights_file is not None and where in teacher.weights_file.resolve().parents:
-        raise FileExistsError(
-            f"output_dir must be another folder than the teacher's, {str(path)!r}"
-        )
-    if fresh or list_checkpoints(path):
-        return path
-    others = [name for name in _WRITTEN if (path / name).exists()]
-    if others and not (path / RUN_CONFIG_FILE).exists():
-        raise FileExistsError(
-            f"output_dir: {str(path)!r} holds no run to continue, but {listed(others, 3)}, which a "
-            "run would overwrite; choose a new folder"
-        )
-    if config.resume_from_checkpoint == "latest":
-        _log.info("no checkpoint in %s: starting at step 0", path)
-    return path
 
 
 def _times(config: DistillConfig, teacher: Teacher) -> tuple[float, float]:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from boot.callbacks import TrainState
+from boot.callbacks import LOG_FILE, SAMPLES_FOLDER, TrainState
 from boot.checkpoint import (
     Identity,
     find_latest,
@@ -27,16 +27,21 @@ from boot.checkpoint import (
     save_checkpoint,
     versions,
 )
-from boot.errors import CheckpointError, FormatError, ResumeMismatch, shown
-from boot.files import write_atomically
+from boot.config import RUN_CONFIG_FILE, DistillConfig
+from boot.diffusers_io import PIPELINE_FILE, SCHEDULER, UNET
+from boot.errors import CheckpointError, FormatError, ResumeMismatch, listed, shown
+from boot.files import check_output_folder, write_atomically
 from boot.manifest import MOST_ITEMS, check_kernels
 from boot.reading import read_json_object, to_json
 from boot.student import Student
+from boot.teacher import Teacher
 
 if TYPE_CHECKING:
     from boot.distiller import Distiller
 
 KERNELS_FILE = "kernels.json"
+# What a run writes, in its folder and as a student.
+_WRITTEN = (PIPELINE_FILE, UNET, SCHEDULER, LOG_FILE, SAMPLES_FOLDER, "README.md")
 MOST_KERNELS = 10_000  # pinning takes the square of their number: half a second
 
 _log = logging.getLogger("boot")
@@ -65,6 +70,39 @@ def save(distiller: Distiller) -> Path:
     step, folder = distiller.state.step, distiller.output_dir
     path = save_checkpoint(folder, step, distiller._buffers(), _identity(distiller), state)
     prune_checkpoints(path, distiller.config.checkpoints_total_limit)
+    return path
+
+
+def open_output(config: DistillConfig, teacher: Teacher) -> Path | None:
+    """Make or check the output folder: new or empty, unless the run continues another.
+
+    Raises FileExistsError for one that has files, if nothing is resumed; if something is, for one
+    that holds the teacher, or files that the run would overwrite and that are not of a run.
+    """
+    if config.output_dir is None:
+        return None
+    fresh = config.resume_from_checkpoint is None
+    try:
+        path = check_output_folder("output_dir", config.output_dir, must_be_empty=fresh)
+    except FileExistsError as problem:
+        raise FileExistsError(
+            f"{problem}; resume_from_checkpoint='latest' continues the run in it"
+        ) from None
+    where = path.resolve()
+    if teacher.weights_file is not None and where in teacher.weights_file.resolve().parents:
+        raise FileExistsError(
+            f"output_dir must be another folder than the teacher's, {str(path)!r}"
+        )
+    if fresh or list_checkpoints(path):
+        return path
+    others = [name for name in _WRITTEN if (path / name).exists()]
+    if others and not (path / RUN_CONFIG_FILE).exists():
+        raise FileExistsError(
+            f"output_dir: {str(path)!r} holds no run to continue, but {listed(others, 3)}, which a "
+            "run would overwrite; choose a new folder"
+        )
+    if config.resume_from_checkpoint == "latest":
+        _log.info("no checkpoint in %s: starting at step 0", path)
     return path
 
 
@@ -148,11 +186,17 @@ def _kernels(distiller: Distiller) -> dict[str, Any]:
 
 def _pin_kernels(distiller: Distiller, stored: dict[str, Any], where: Path) -> None:
     if stored["machine"] != machine():
+        now = machine()
+        then = stored["machine"] if isinstance(stored["machine"], dict) else {}
         _log.warning(
-            "%s was written on another kind of machine (%s): the run continues, but rounding "
-            "differs in the last bits",
+            "%s was written on another kind of machine, or with other threads: the run "
+            "continues, but rounding differs in the last bits (%s)",
             where,
-            shown(stored["machine"], 200),
+            "; ".join(
+                f"{name} was {shown(then.get(name), 40)}, now {shown(value, 40)}"
+                for name, value in now.items()
+                if then.get(name) != value
+            ),
         )
         return
     if sum(map(len, stored["kernels"].values())) > MOST_KERNELS:

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from boot import _core, refine
-from boot.diffusers_io import load_pipeline, save_pipeline
+from boot.diffusers_io import INFO_FILE, load_pipeline, save_pipeline
 from boot.errors import (
     FormatError,
     check_bool,
@@ -27,7 +27,6 @@ from boot.errors import (
 )
 from boot.export import (
     BAKED,
-    INFO_FILE,
     TENSORS_FILE,
     check_own,
     check_unbaked,

@@ -12,12 +12,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from boot.callable_model import CallableModel, Function
-from boot.diffusers_io import fingerprint, load_pipeline
+from boot.diffusers_io import INFO_FILE, fingerprint, load_pipeline
 from boot.errors import (
     UnsupportedModel,
     check_choice,
     check_computed,
     check_float,
+    check_folder,
     check_int,
     shown,
 )
@@ -73,8 +74,14 @@ class Teacher:
         """Load a diffusers pipeline folder, or a bare model folder that has a scheduler config.
 
         variant: such as "fp16", to pick one of several weight files. Raises FileNotFoundError,
-        NotADirectoryError, FormatError or UnsupportedModel; see `diffusers_io.load_pipeline`.
+        NotADirectoryError, FormatError or UnsupportedModel (also for a student); see
+        `diffusers_io.load_pipeline`.
         """
+        if (check_folder("folder", folder) / INFO_FILE).exists():
+            raise UnsupportedModel(
+                f"{os.fspath(folder)!r} holds a student of boot ({INFO_FILE}), which makes images "
+                "in one call: it cannot teach, its teacher can"
+            )
         loaded = load_pipeline(folder, variant=variant)
         highest = float(loaded.scheduler.num_train_timesteps - 1)
         model = Network(loaded.unet, max_timestep=highest)

@@ -28,7 +28,7 @@ def distilled(steps: int) -> Student:
 def main() -> None:
     """Load or distil the student, and write the three pictures."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--student", help="folder of a student of guidance scales 1 ... 5")
+    parser.add_argument("--student", help="folder of a student of a range of guidance scales")
     parser.add_argument("--max-train-steps", type=int, default=1000, help="[1000]")
     parser.add_argument("--output-dir", default="docs/images", help="[docs/images]")
     options = parser.parse_args()
@@ -36,11 +36,13 @@ def main() -> None:
         student = distilled(options.max_train_steps)
     else:
         student = Student.from_pretrained(options.student)
+    low, high = student.info.scale_range
+    scales = [scale for scale in SCALES if low <= scale <= high]
     folder = Path(options.output_dir)
     folder.mkdir(parents=True, exist_ok=True)
     pictures = {
         "class_swap": class_swap(student, 4, seed=1),
-        "guidance_sweep": guidance_sweep(student, SCALES, 4, class_labels=[2, 3, 5, 8], seed=2),
+        "guidance_sweep": guidance_sweep(student, scales, 4, class_labels=[2, 3, 5, 8], seed=2),
         "interpolation": interpolate(student, 4, steps=9, class_labels=[0, 3, 6, 9], seed=3),
     }
     for name, images in pictures.items():

@@ -352,7 +352,7 @@ def test_latest_where_every_checkpoint_is_damaged_is_refused_and_cuts_no_log(tmp
     log = (tmp_path / "log.jsonl").read_bytes()
     for path in list_checkpoints(tmp_path):
         flip(path / "state.safetensors")
-    with pytest.raises(CheckpointError, match=r"damaged \(checkpoint-6, checkpoint-3\); move them"):
+    with pytest.raises(CheckpointError, match=r"damaged \(checkpoint-8, checkpoint-6\); move them"):
         make(output_dir=str(tmp_path), resume_from_checkpoint="latest", **OPTIONS)
     assert (tmp_path / "log.jsonl").read_bytes() == log
     for path in list_checkpoints(tmp_path):

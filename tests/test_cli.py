@@ -123,32 +123,6 @@ def test_every_setting_has_a_flag_with_its_own_help():
     assert vars(spelled) == {"output_dir": "x", "t_max": None, "clip_sample": False}
 
 
-def test_every_choice_of_a_setting_can_be_made_by_its_flag():
-    """'none' is one of a correction, and means None where it is not a choice."""
-    parser = flags.Parser()
-    flags.add_config_flags(parser)
-    for option in DistillConfig.options():
-        for choice in option.choices:
-            values = parser.parse_args([flags.flag_of(option.name), choice])
-            assert vars(values) == {option.name: choice}
-
-
-def test_a_run_without_a_correction_has_none(folders, tmp_path):
-    out = tmp_path / "out"
-    run(
-        "distill",
-        folders / "teacher",
-        *QUICK,
-        "--correction",
-        "none",
-        "--output-dir",
-        out,
-        *("--max-train-steps", 12),
-    )
-    assert DistillConfig.load(out / "distill_config.json").correction == "none"
-    assert "loss_critic" not in (out / "log.jsonl").read_text()
-
-
 def test_ctrl_c_ends_a_run_with_75_a_checkpoint_and_advice(folders, tmp_path):
     out = tmp_path / "out"
     command = [

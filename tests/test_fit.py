@@ -14,6 +14,7 @@ from processes import start_python
 
 from boot import _core
 from boot.callbacks import Callback
+from boot.checkpoint import list_checkpoints
 from boot.config import DistillConfig
 from boot.interrupts import STOP_SIGNALS, InterruptGuard
 from boot.student import Student
@@ -296,8 +297,39 @@ def test_an_exception_in_a_callback_ends_the_run_in_order():
     with pytest.raises(OSError, match="disk on fire"):
         distiller.fit(callbacks=[recorder])
     assert recorder.events[-1] == "end"
-    assert distiller.fit(max_train_steps=4).history == {}
+    assert distiller.fit(max_train_steps=4).history["step"] == [4]
     assert distiller.state.step == 4
+
+
+def test_running_out_of_memory_leaves_a_checkpoint(tmp_path):
+    distiller = make(output_dir=str(tmp_path), checkpointing_steps=0, max_train_steps=9)
+    step = distiller.step
+
+    def at_last():
+        if distiller.state.step == 5:
+            raise MemoryError("activations: too many bytes needed")
+        return step()
+
+    distiller.step = at_last
+    with pytest.raises(MemoryError, match="activations"):
+        distiller.fit()
+    again = make(output_dir=str(tmp_path), resume_from_checkpoint="latest", max_train_steps=9)
+    assert again.state.step == 5
+
+
+def test_a_finished_run_is_not_trained_again(tmp_path, caplog):
+    options = {"output_dir": str(tmp_path), "logging_steps": 4, "resume_from_checkpoint": "latest"}
+    make(**options, max_train_steps=6).fit()
+    assert [path.name for path in list_checkpoints(tmp_path)] == ["checkpoint-6"]
+    assert [json.loads(line)["step"] for line in (tmp_path / "log.jsonl").open()] == [4, 6]
+    again = make(**options, max_train_steps=6)
+    assert again.state.step == 6
+    again.fit()
+    longer = make(**options, max_train_steps=7)
+    assert longer.state.step == 6
+    longer.fit()
+    make(**options, max_train_steps=3).fit()
+    assert "the run is at step 7, beyond max_train_steps 3: nothing to train" in caplog.text
 
 
 def test_one_thread_at_a_time():

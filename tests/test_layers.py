@@ -45,7 +45,7 @@ LAYERS = [
     student callbacks probe student_init toy
     early_stopping
     manifest
-    checkpoint
+    checkpoint calls
     resume plan
     steps check
     evaluation describe latent
