@@ -321,7 +321,8 @@ def test_a_finished_run_is_not_trained_again(tmp_path, caplog):
     options = {"output_dir": str(tmp_path), "logging_steps": 4, "resume_from_checkpoint": "latest"}
     make(**options, max_train_steps=6).fit()
     assert [path.name for path in list_checkpoints(tmp_path)] == ["checkpoint-6"]
-    assert [json.loads(line)["step"] for line in (tmp_path / "log.jsonl").open()] == [4, 6]
+    lines = (tmp_path / "log.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in lines] == [4, 6]
     again = make(**options, max_train_steps=6)
     assert again.state.step == 6
     again.fit()
