@@ -185,6 +185,12 @@ def _is_intact(path: Path) -> bool:
 # -------------------------------------------------------------------------------------- reading
 
 
+def step_of(checkpoint: Path) -> int:
+    """Return the step in a checkpoint folder's name."""
+    match = _NAME.fullmatch(checkpoint.name)
+    return int(match[1]) if match else 0
+
+
 def list_checkpoints(output_dir: Path) -> list[Path]:
     """Return the checkpoint folders in a folder, newest (highest step) first, unverified."""
     if not output_dir.is_dir():

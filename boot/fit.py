@@ -50,6 +50,13 @@ def run(distiller: Distiller, max_train_steps: Any, callbacks: Any) -> History:
     with steps.alone(distiller):
         if max_train_steps is not None:
             total = check_int("max_train_steps", max_train_steps, 1, MOST_STEPS)
+            before = distiller.config.max_train_steps
+            if distiller.state.step > 0 and total != before:
+                _log.info(
+                    "max_train_steps was %d, now %d: learning rate and correction follow the new "
+                    "course from step %d on",
+                    *(before, total, distiller.state.step),
+                )
             distiller.config = distiller.config.replace(max_train_steps=total)
     if distiller.state.step > distiller.config.max_train_steps:
         _log.warning(

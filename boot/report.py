@@ -22,6 +22,7 @@ import numpy as np
 from boot import _core
 from boot._version import __version__
 from boot.callbacks import LOG_FILE, SAMPLES_FOLDER, Callback, Control, TrainState
+from boot.checkpoint import list_checkpoints, step_of
 from boot.config import RUN_CONFIG_FILE, DistillConfig
 from boot.curves import all_charts, column, step_times
 from boot.describe import describe
@@ -119,7 +120,8 @@ def write_report(folder: Path) -> Path:
         raise FileNotFoundError(f"folder: {str(root)!r} holds no run: it has no {RUN_CONFIG_FILE}")
     settings = read_json_object(root / RUN_CONFIG_FILE)
     facts = read_json_object(root / RUN_FILE) if (root / RUN_FILE).exists() else {}
-    page = _page(settings, facts, read_log(root / LOG_FILE), root / SAMPLES_FOLDER)
+    saved = max((step_of(path) for path in list_checkpoints(root)), default=0)
+    page = _page(settings, facts, read_log(root / LOG_FILE), root / SAMPLES_FOLDER, saved)
     write_atomically(root / REPORT_FILE, page)
     return root / REPORT_FILE
 
@@ -157,12 +159,17 @@ def read_log(path: Path) -> list[dict[str, float]]:
 
 
 def _page(
-    settings: dict[str, Any], facts: dict[str, Any], log: list[dict[str, float]], samples: Path
+    settings: dict[str, Any],
+    facts: dict[str, Any],
+    log: list[dict[str, float]],
+    samples: Path,
+    saved: int,
 ) -> str:
     teacher = facts.get("teacher", {})
     name = teacher.get("name", "a teacher") if isinstance(teacher, dict) else "a teacher"
     last = log[-1] if log else {}
-    done = f"step {last.get('step', 0):g} of {settings.get('max_train_steps', '?')}"
+    step = max(last.get("step", 0), saved)  # a run may log elsewhere, or not at all
+    done = f"step {step:g} of {settings.get('max_train_steps', '?')}"
     tables = [facts_table(settings, "Settings")]
     for title, key in (("Teacher", "teacher"), ("Versions and machine", "versions")):
         if isinstance(facts.get(key), dict):

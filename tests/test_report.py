@@ -174,3 +174,8 @@ def test_notebooks_show_history_distiller_and_student(run):
     assert "step 6 of 6" in distiller._repr_html_()
     assert distiller.student._repr_html_().count("data:image/png;base64,") == 1
     make().fit(max_train_steps=1)._repr_html_()
+
+
+def test_a_run_that_logs_nothing_shows_the_step_of_its_checkpoint(tmp_path):
+    make(output_dir=str(tmp_path), report_to="none", max_train_steps=3).fit()
+    assert "step 3 of 3" in (tmp_path / "report.html").read_text()

@@ -9,7 +9,7 @@
  * sums over channels (or tiles) are 36 matrix products with packed panels, of multiplications or,
  * as a kernel of its own, of pairs (base/gemm_pairs.h). Tiles are independent and sums keep one
  * order, so results do not depend on the number of threads. fp32 throughout; error about 3e-6
- * relative, of pairs half as much more. */
+ * relative, of pairs up to twice as much. */
 #include <omp.h>
 
 #include "base/gemm_pairs.h"
