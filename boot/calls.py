@@ -16,6 +16,7 @@ import numpy as np
 
 from boot import _core
 from boot.config import DistillConfig
+from boot.probe import Probe
 
 if TYPE_CHECKING:
     from boot.distiller import Distiller
@@ -93,17 +94,24 @@ def phases(distiller: Distiller) -> dict[bool, float]:
 
 def trace(distiller: Distiller) -> tuple[list[Call], int]:
     """Return the distinct calls of a run, and the peak bytes of its Python arrays."""
-    config, student = distiller.config, distiller.student
+    config, student, teacher = distiller.config, distiller.student, distiller.teacher
+
+    def at_once(count: int) -> None:
+        """The student's and, if it is a network (a callable would be called), the teacher's."""
+        noise, labels = student.inputs(count)
+        t = np.full(count, distiller._t_max)
+        student.signal(noise, t, labels)
+        if teacher.network is not None:
+            teacher.signal(noise, t, labels, distiller._guidance)
 
     def measure() -> None:
         if config.eval_steps:
-            noise, labels = student.inputs(number_of_pairs(config))
-            t = np.full(len(noise), distiller._t_max)
-            student.signal(noise, t, labels)
-            if distiller.teacher.network is not None:  # a callable would really be called
-                distiller.teacher.signal(noise, t, labels, distiller._guidance)
-        if config.sample_steps and config.output_dir is not None:
-            student.sample(config.num_sample_images)
+            at_once(number_of_pairs(config))
+        if config.sample_steps:
+            at_once(config.num_sample_images)
+        if config.check_teacher and teacher.network is not None:
+            probe = Probe.of(teacher, distiller._labels, distiller._t_max)
+            probe.output(probe.noise[0], distiller._t_max)
 
     def steps() -> None:
         for corrected in phases(distiller):

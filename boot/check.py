@@ -106,9 +106,8 @@ def check(distiller: Distiller, *, quick: bool = False, class_labels: Any = None
     labels that the student is wanted for; ValueError if the teacher is unconditional or has no
     such class. Returns a CheckReport; a teacher that fails is a problem in it, not an exception.
     """
+    wanted = [] if class_labels is None else _check_wanted_labels(distiller, class_labels)
     report = CheckReport(_setup(distiller))
-    if class_labels is not None:
-        _check_wanted_labels(distiller, class_labels, report)
     _check_terminal(distiller, report)
     probe = Probe.of(distiller.teacher, distiller._labels, distiller._t_max)
     try:
@@ -124,6 +123,7 @@ def check(distiller: Distiller, *, quick: bool = False, class_labels: Any = None
     except (TeacherError, FloatingPointError) as problem:
         code = "bad_output" if isinstance(problem, BadOutput) else "not_finite"
         report.problems.append(Finding(code, str(problem)))
+    report.problems.extend(wanted)  # last: what else is found does not depend on it
     return report
 
 
@@ -141,7 +141,7 @@ def check_before_training(distiller: Distiller) -> None:
 # ---------------------------------------------------------------------------------- the setup
 
 
-def _check_wanted_labels(distiller: Distiller, class_labels: Any, report: CheckReport) -> None:
+def _check_wanted_labels(distiller: Distiller, class_labels: Any) -> list[Finding]:
     teacher, guidance = distiller.teacher, distiller._guidance
     if teacher.num_classes is None:
         raise ValueError(f"class_labels must be None: {teacher.name!r} is an unconditional teacher")
@@ -151,7 +151,8 @@ def _check_wanted_labels(distiller: Distiller, class_labels: Any, report: CheckR
             f"label {guidance.null_label} means 'no class' in this run, which does not train it; "
             "set guidance_scale to 1, or another null_class_label"
         )
-        report.problems.append(Finding("wanted_label", message))
+        return [Finding("wanted_label", message)]
+    return []
 
 
 def _setup(distiller: Distiller) -> dict[str, Any]:

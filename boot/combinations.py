@@ -20,12 +20,6 @@ def check_combinations(config: DistillConfig) -> None:
         raise ConfigError(f"t_min must be < t_max = {config.t_max}, got {config.t_min}")
     if config.delta_schedule != "linear":
         _check_unused(config, "delta_start", "delta_schedule linear")
-    if config.loss != "pseudo_huber":
-        _check_unused(config, "huber_c", "loss pseudo_huber")
-    if config.loss_weight != "min_snr_gamma":
-        _check_unused(config, "snr_gamma", "loss_weight min_snr_gamma")
-    if config.loss_weight not in ("inverse_c2", "inverse_c"):
-        _check_unused(config, "c_floor", "loss_weight inverse_c2 or inverse_c")
 
 
 def _check_guidance(config: DistillConfig) -> None:

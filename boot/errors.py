@@ -348,7 +348,7 @@ def check_folder(name: str, value: object) -> Path:
     if not path.exists():
         hint = ""
         if re.fullmatch(r"[\w.-]+/[\w.-]+", str(path)):  # the name of a model on a hub
-            hint = "; boot reads folders: a model of the Hugging Face hub is to be downloaded first"
+            hint = "; if it is a model of the Hugging Face hub, download it into a folder first"
         raise FileNotFoundError(f"{name}: there is no folder {str(path)!r}{hint}")
     if not path.is_dir():
         raise NotADirectoryError(f"{name} must be a folder, but {str(path)!r} is a file")

@@ -151,16 +151,16 @@ def _loop(
     if stopping and first > 0:
         save()
     while distiller.state.step < config.max_train_steps and not stopping:
-        emit("on_step_begin")
         try:
+            emit("on_step_begin")
             logs = distiller.step()
-        except MemoryError:  # it came before the update: the state is that of the last step
+            if resume.count_kernels(distiller) != chosen:
+                chosen = resume.count_kernels(distiller)
+                _record_kernels(distiller)
+            emit("on_step_end", logs=logs)
+        except MemoryError:  # no update is half done: the state is that of the last step
             save()
             raise
-        if resume.count_kernels(distiller) != chosen:
-            chosen = resume.count_kernels(distiller)
-            _record_kernels(distiller)
-        emit("on_step_end", logs=logs)
         last = distiller.state.step == config.max_train_steps
         if is_due(config.logging_steps) or control.should_log or last:
             control.should_log = False

@@ -99,8 +99,8 @@ def _reader(option: Option) -> Callable[[str], Any]:
     words = {"true": True, "false": False}
 
     def read(text: str) -> Any:
-        if option.optional and text.lower() == "none" and "none" not in option.choices:
-            return None
+        if option.optional and text.lower() == "none":
+            return "none" if "none" in option.choices else None
         try:
             if option.unit == "bytes":
                 return check_bytes(option.name, text)

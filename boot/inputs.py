@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import logging
 from typing import Any
 
 import numpy as np
@@ -15,8 +14,6 @@ from boot.image_model import ImageModel, Images
 from boot.noise import Stream, normal
 
 Labels = NDArray[np.int64]
-
-_log = logging.getLogger("boot")
 
 
 @functools.lru_cache(maxsize=64)
@@ -68,10 +65,4 @@ def sampling_inputs(
     if class_labels is None:
         options = drawn_labels(model, guidance)
         return noise, None if options is None else options[np.arange(len(noise)) % len(options)]
-    labels = model.check_labels("class_labels", class_labels, len(noise))
-    if guidance.active and np.any(labels == guidance.null_label):
-        _log.warning(
-            "class_labels: label %d means 'no class': a student was not trained for it",
-            guidance.null_label,
-        )
-    return noise, labels
+    return noise, model.check_labels("class_labels", class_labels, len(noise))

@@ -134,7 +134,9 @@ def _bytes(
     packs: dict[str, tuple[int, int]] = {}
     largest, grads = (0, 0), dict[str, int]()
     for call in calls:
-        batch = call.batch if call.fixed else max(1, round(call.batch * share))
+        batch = max(1, round(call.batch * share))
+        if call.fixed:  # under a limit such calls are made in as small chunks as need be
+            batch = call.batch if distiller.config.memory_limit is None else 1
         core = networks[call.network].core
         plan = core.plan(batch, call.height, call.width, call.train, estimate)
         activations, scratch = plan["activation_bytes"], plan["scratch_bytes"]

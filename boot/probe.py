@@ -134,9 +134,11 @@ class Probe:
         """Return how far outputs for `null` are from the mean of all; 1: as the nearest class is.
 
         Where images are mostly noise: what a network says there without a class is about the mean
-        of what it says for each, so below 1 if `null` means "no class". Up to twenty classes count.
+        of what it says for each, so below 1 if `null` means "no class". Up to twenty classes count,
+        spread evenly: neighbours are often alike.
         """
-        labels = np.array([*classes[:20], null])
+        spread = np.linspace(0, len(classes) - 1, min(len(classes), 20)).round().astype(int)
+        labels = np.array([*classes[spread], null])
         ratios = []
         for t in (self.t_max, time_of(self.teacher.schedule, NULL_LEVEL)):
             x = self.teacher.schedule.start(self.noise[0][:4], t)

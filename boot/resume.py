@@ -73,6 +73,12 @@ def save(distiller: Distiller) -> Path:
     return path
 
 
+def _folders_of(weights: Path) -> list[Path]:
+    """Return the folder of a model's weights and, if it is in one, that of its pipeline."""
+    folder = weights.resolve().parent
+    return [folder, folder.parent] if folder.name == UNET else [folder]
+
+
 def open_output(config: DistillConfig, teacher: Teacher) -> Path | None:
     """Make or check the output folder: new or empty, unless the run continues another.
 
@@ -88,8 +94,7 @@ def open_output(config: DistillConfig, teacher: Teacher) -> Path | None:
         raise FileExistsError(
             f"{problem}; resume_from_checkpoint='latest' continues the run in it"
         ) from None
-    where = path.resolve()
-    if teacher.weights_file is not None and where in teacher.weights_file.resolve().parents:
+    if teacher.weights_file is not None and path.resolve() in _folders_of(teacher.weights_file):
         raise FileExistsError(
             f"output_dir must be another folder than the teacher's, {str(path)!r}"
         )

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import warnings
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from numpy.typing import NDArray
 from boot import _core, refine
 from boot.diffusers_io import INFO_FILE, load_pipeline, save_pipeline
 from boot.errors import (
+    BootWarning,
     FormatError,
     check_bool,
     check_float,
@@ -292,7 +294,13 @@ class Student:
         self, n: int | None = None, *, class_labels: Any = None, seed: int = 0, noise: Any = None
     ) -> tuple[Images, NDArray[Any] | None]:
         """Return the noise (n,C,H,W) and labels (n,) or None that `sample` would use."""
-        return sampling_inputs(self.model, self.info.guidance, n, class_labels, seed, noise)
+        guidance = self.info.guidance
+        noise, labels = sampling_inputs(self.model, guidance, n, class_labels, seed, noise)
+        null = guidance.null_label
+        if guidance.active and class_labels is not None and np.any(labels == null):
+            text = f"label {null} means 'no class': this student was not trained for it"
+            warnings.warn(text, BootWarning, stacklevel=3)
+        return noise, labels
 
     # ---------------------------------------------------------------------------------- folders
 

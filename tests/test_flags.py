@@ -32,7 +32,8 @@ def test_what_a_folder_holds_instead(folders, tmp_path, capsys):
     (tmp_path / "distill_config.json").write_text("{}")
     for command in ("info", "sample"):
         assert "holds a run that is not finished" in fails(capsys, command, tmp_path)
-    assert "Hugging Face hub is to be downloaded" in fails(capsys, "info", "google/ddpm-cifar10-32")
+    text = fails(capsys, "info", "google/ddpm-cifar10-32")
+    assert "Hugging Face hub, download it into a folder" in text
 
 
 def test_a_run_without_a_correction_has_none(folders, tmp_path):

@@ -149,6 +149,47 @@ def test_channels_of_different_sizes(spread):
         assert each_is_close(forward(inputs, attrs), exact, 3, 1.2e-5)
 
 
+@pytest.mark.parametrize("small", [1e-8, 1e-18, 1e-30, 1e-36])
+@pytest.mark.parametrize("other", [1e-6, 1e-8, 1e-18])
+def test_an_output_and_an_input_that_are_dead_at_once(small, other):
+    """Their scales multiply: in weights, and with pixels that make up for them."""
+    inputs, attrs = layer("blocks")
+    inputs["weight"][5] *= np.float32(small)
+    inputs["weight"][:, 9] *= np.float32(other)
+    for by_pixels in (1, 1e-30):
+        inputs["x"][..., 9] *= np.float32(by_pixels)
+        y = forward(inputs, attrs)
+        exact = oracle.forward("conv2d", inputs, attrs)
+        assert np.isfinite(y).all()
+        assert each_is_close(np.delete(y, 5, 3), np.delete(exact, 5, 3), 3, 1.2e-5)
+        assert np.isfinite(dx_of(inputs, attrs, y)).all()
+
+
+def test_the_largest_weights_of_all():
+    inputs, attrs = layer("blocks")
+    inputs["weight"][:, 9] = 3e38
+    inputs["x"][..., 9] = 0
+    assert not np.isnan(forward(inputs, attrs)).all()
+
+
+def test_pixels_that_no_weight_reads_do_not_matter():
+    inputs, attrs = layer("blocks")
+    inputs["weight"][:, 9] = 0
+    exact = oracle.forward("conv2d", inputs, attrs)
+    for size in (10, 1e3, 1e6, 1e20):
+        inputs["x"][..., 9] *= np.float32(size)
+        assert each_is_close(forward(inputs, attrs), exact, 3, 8e-6)
+
+
+def test_weights_that_differ_at_every_so_many_outputs():
+    inputs, attrs = layer("blocks")
+    for every in (2, 3, 6, 8, 12):
+        inputs["weight"] = make_inputs(Case("conv2d", {"weight": (96, 64, 3, 3)}))["weight"]
+        inputs["weight"][::every, 9] *= np.float32(1e-3)
+        exact = oracle.forward("conv2d", inputs, attrs)
+        assert each_is_close(forward(inputs, attrs), exact, 3, 1.2e-5)
+
+
 def test_what_is_not_finite_stays_so():
     inputs, attrs = layer("blocks")
     for bad in (np.nan, np.inf):

@@ -26,12 +26,14 @@ static weight_strides strides_of(const boot_winograd_pass *p) {
     return p->data ? (weight_strides){9, 9 * I} : (weight_strides){9 * I, 9};
 }
 
-/* Mean square of 9 weights at w, and at every step-th of `count` places `stride` apart, each times
-   its factor, or NULL. */
-static double mean_of_weights(int64_t count, int64_t step, const float *w, int64_t stride,
+/* Mean square of 9 weights at w, and at places `stride` apart, `count` of them or `samples`, each
+   times its factor, or NULL. */
+static double mean_of_weights(int64_t count, int64_t samples, const float *w, int64_t stride,
                               const float *factors) {
     double squares[9] = {0}, sum = 0;
-    for (int64_t k = 0; k < count; k += step) {
+    for (int64_t i = 0; i < samples; i++) {
+        /* Unevenly spread: weights may differ at every so many. */
+        const int64_t step = count / samples, k = count * i / samples + (i * i) % step;
         const double factor = factors ? factors[k] : 1;
         for (int tap = 0; tap < 9; tap++) {
             const double weight = factor * w[k * stride + tap];
@@ -39,17 +41,20 @@ static double mean_of_weights(int64_t count, int64_t step, const float *w, int64
         }
     }
     for (int tap = 0; tap < 9; tap++) sum += squares[tap];
-    return sum / (double)(9 * ((count + step - 1) / step));
+    return sum / (double)(9 * samples);
 }
 
-/* boot_pairs_scale_of that, from eight places, or all where those are zero. */
+/* boot_pairs_scale_of that, from a few places, or all where those are zero. */
 static float scale_of_weights(int64_t count, const float *w, int64_t stride, const float *factors) {
-    const double mean = mean_of_weights(count, count < 8 ? 1 : count / 8, w, stride, factors);
-    return boot_pairs_scale_of(mean != 0 ? mean : mean_of_weights(count, 1, w, stride, factors));
+    enum { SAMPLES = 16 };
+    const int64_t few = count < SAMPLES ? count : SAMPLES;
+    const double mean = mean_of_weights(count, few, w, stride, factors);
+    return boot_pairs_scale_of(mean != 0 ? mean
+                                         : mean_of_weights(count, count, w, stride, factors));
 }
 
 void boot_winograd_find_balance(const boot_winograd_pass *p, float *balance) {
-    enum { EXPONENTS = 256, MIDDLE = 127 };
+    enum { EXPONENTS = 288, MIDDLE = 140, MOST = 30 };
     const weight_strides by = strides_of(p);
     const int64_t K = p->in.channels;
     int64_t counts[EXPONENTS] = {0}, sized = 0, seen = 0;
@@ -60,12 +65,19 @@ void boot_winograd_find_balance(const boot_winograd_pass *p, float *balance) {
     }
     for (; usual < EXPONENTS && 2 * (seen + counts[usual]) < sized; usual++) seen += counts[usual];
     for (int64_t k = 0; k < K; k++) {
-        const int apart = balance[k] == 0 ? 0 : MIDDLE + ilogbf(balance[k]) - usual;
-        balance[k] = ldexpf(1, apart < -60 ? -60 : apart > 60 ? 60 : apart);
+        if (balance[k] == 0) continue; /* nothing is multiplied: its pixels do not count */
+        const int apart = MIDDLE + ilogbf(balance[k]) - usual;
+        balance[k] = ldexpf(1, apart < -MOST ? -MOST : apart > MOST ? MOST : apart);
         most = abs(apart) > most ? abs(apart) : most;
     }
     /* A factor of two is not worth multiplying pixels. */
-    for (int64_t k = 0; k < K && most <= 1; k++) balance[k] = 1;
+    for (int64_t k = 0; k < K && most <= 1; k++) balance[k] = balance[k] != 0;
+}
+
+static float largest(int64_t count, const float *x) {
+    float most = 1;
+    for (int64_t i = 0; i < count; i++) most = x[i] > most ? x[i] : most;
+    return most;
 }
 
 void boot_winograd_find_scales(boot_winograd_pass *p, float *scales) {
@@ -73,12 +85,14 @@ void boot_winograd_find_scales(boot_winograd_pass *p, float *scales) {
     const int64_t rows = p->s->N * in->H * in->W, K = in->channels;
     bool balanced = true;
     for (int64_t k = 0; k < K; k++) {
-        scales[k] = 1 / p->balance[k];
+        scales[k] = p->balance[k] != 0 ? 1 / p->balance[k] : 0;
         balanced &= scales[k] == 1;
     }
     float own = HALF * boot_pairs_scale(rows, K, p->x, in->ld, balanced ? NULL : scales);
+    const float most = 0x1p125f / largest(K, scales);
     /* Pixels are multiplied only where they are out of proportion. */
     if (own == 0 || (own >= 0.5f && own <= 2)) own = 1;
+    if (own > most) own = most;
     for (int64_t k = 0; k < K; k++) scales[k] *= own;
     if (!balanced || own != 1) p->scales_v = scales;
     p->sink.back = 1 / own;
@@ -87,11 +101,13 @@ void boot_winograd_find_scales(boot_winograd_pass *p, float *scales) {
 void boot_winograd_output_scales(const boot_winograd_pass *p, int64_t o, float *scales,
                                  float *backs) {
     const weight_strides by = strides_of(p);
+    const int64_t K = p->in.channels;
+    const float most = 0x1p118f / largest(K, p->balance);
     for (int64_t i = 0; i < p->nr; i++) {
         const float *w = p->weight + (o + i) * by.output;
         const bool inside = o + i < p->outputs;
-        const float size = inside ? scale_of_weights(p->in.channels, w, by.input, p->balance) : 0;
-        scales[i] = U_SCALE * (size < 0x1p118f ? size : 0x1p118f);
+        const float size = inside ? scale_of_weights(K, w, by.input, p->balance) : 0;
+        scales[i] = U_SCALE * (size < most ? size : most);
         backs[i] = size == 0 ? 0 : 1 / scales[i]; /* products of anything with nothing */
     }
 }
