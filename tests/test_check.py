@@ -228,6 +228,7 @@ def test_labels_for_an_unconditional_teacher_are_an_error():
     wanted = make().check(class_labels=[0, 2])
     assert codes(wanted.problems)[0] == "wanted_label"
     assert "label 2 means 'no class' in this run" in str(wanted)
+    assert codes(wanted.problems)[-1] == "wanted_label"
     assert "wanted_label" not in codes(make(guidance_scale=1.0).check(class_labels=[2]).problems)
 
 

@@ -317,6 +317,16 @@ def test_running_out_of_memory_leaves_a_checkpoint(tmp_path):
     assert again.state.step == 5
 
 
+def test_running_out_of_memory_in_a_callback_leaves_a_checkpoint(tmp_path):
+    def fail(control):
+        raise MemoryError("a picture")
+
+    distiller = make(output_dir=str(tmp_path), checkpointing_steps=0, max_train_steps=9)
+    with pytest.raises(MemoryError, match="a picture"):
+        distiller.fit(callbacks=[Recorder(4, fail)])
+    assert [path.name for path in list_checkpoints(tmp_path)] == ["checkpoint-4"]
+
+
 def test_a_finished_run_is_not_trained_again(tmp_path, caplog):
     options = {"output_dir": str(tmp_path), "logging_steps": 4, "resume_from_checkpoint": "latest"}
     make(**options, max_train_steps=6).fit()

@@ -7,6 +7,7 @@ import pytest
 from models import PLAIN, noise
 from test_student import RANGED, make_student
 
+from boot.errors import BootWarning
 from boot.latent import as_grid, class_swap, guidance_sweep, interpolate, slerp
 
 
@@ -64,7 +65,8 @@ def test_swapping_the_class_keeps_the_noise():
     for column in range(2):
         expected = student.sample(noise=eps, class_labels=column)
         np.testing.assert_allclose(images[:, column], expected, atol=1e-5)
-    assert class_swap(student, 2, class_labels=[1, 2, 0]).shape == (2, 3, 1, 8, 8)
+    with pytest.warns(BootWarning, match="label 2 means 'no class'"):
+        assert class_swap(student, 2, class_labels=[1, 2, 0]).shape == (2, 3, 1, 8, 8)
     with pytest.raises(ValueError, match="class-conditional"):
         class_swap(make_student(PLAIN), 2)
     with pytest.raises(ValueError, match="class_labels"):

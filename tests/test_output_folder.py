@@ -10,6 +10,7 @@ from test_checkpoint import OPTIONS, fail
 from test_fit import Recorder
 
 from boot.distiller import Distiller
+from boot.student import Student
 
 
 @pytest.mark.parametrize("name", ["model_index.json", "unet/config.json", "log.jsonl", "README.md"])
@@ -37,3 +38,24 @@ def test_a_run_that_had_no_checkpoint_yet_says_that_it_starts_again(tmp_path, ca
         first.fit(callbacks=[Recorder(5, fail)])
     make(output_dir=str(tmp_path), resume_from_checkpoint="latest", **OPTIONS)
     assert f"no checkpoint in {tmp_path}: starting at step 0" in caplog.text
+
+
+def test_a_run_may_lie_beside_its_teacher(tmp_path):
+    folder = save_teacher(tmp_path / "teacher")
+    settings = {
+        **SMALL,
+        "max_train_steps": 2,
+        "checkpointing_steps": 1,
+        "output_dir": str(tmp_path),
+    }
+    for _ in range(2):
+        Distiller(folder, **settings, resume_from_checkpoint="latest").fit()
+    assert (tmp_path / "checkpoint-2").is_dir()
+
+
+def test_settings_without_effect_that_older_versions_wrote_are_read(tmp_path):
+    settings = {**OPTIONS, "huber_c": 0.1, "snr_gamma": 3.0}
+    make(output_dir=str(tmp_path), **settings).fit(3)
+    assert Student.from_pretrained(tmp_path).info.settings().huber_c == 0.1
+    again = make(output_dir=str(tmp_path), resume_from_checkpoint="latest", **settings)
+    assert again.state.step == 3
