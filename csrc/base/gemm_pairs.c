@@ -176,10 +176,13 @@ INLINE boot_lanes some_row_sums(int64_t rows, int64_t K, const float *a, int64_t
 static float least_squares(int64_t K) { return 0.25f * (float)K; }
 static float most_squares(int64_t K) { return 128.0f * 128.0f * (float)K; }
 
-/* Brings a row to about 16; returns what to multiply its products by. */
-static float tame_row(int64_t K, float *row, float *sum) {
-    const float size = boot_pairs_scale(1, K, row, K, NULL),
-                scale = 16 * (size < 0x1p120f ? size : 0x1p120f);
+/* Brings a row, whose squares add up to that, to about 16; returns what to multiply its products
+   by. */
+INLINE float tame_row(int64_t K, float squares, float *row, float *sum) {
+    const bool usual = squares > 1e-30f && squares < 1e30f;
+    const float size = usual ? boot_pairs_scale_of((double)squares / (double)K)
+                             : boot_pairs_scale(1, K, row, K, NULL);
+    const float scale = 16 * (size < 0x1p120f ? size : 0x1p120f);
     *sum = 0;
     if (size == 0) return 0; /* products of nothing with anything */
     for (int64_t k = 0; k < K; k++) row[k] *= scale;
@@ -196,7 +199,7 @@ BOOT_TARGET_AVX512 static void tame_rows(int64_t rows, int64_t K, float *a, int6
             const float squares = both[SUMS + i - first];
             backs[i] = 1;
             if (squares < least_squares(K) || squares > most_squares(K))
-                backs[i] = tame_row(K, a + i * rsa, sums + i);
+                backs[i] = tame_row(K, squares, a + i * rsa, sums + i);
         }
     }
 }
