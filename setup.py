@@ -163,6 +163,15 @@ def check_library(library: Path, version: tuple[int, ...]) -> None:
         )
 
 
+def numpy_archives(numpy: Path) -> list[str]:
+    """NumPy's distributions for C, and what they call; fails if the package holds none."""
+    archives = [numpy / "random/lib/libnpyrandom.a", numpy / "_core/lib/libnpymath.a"]
+    for archive in archives:
+        if not archive.is_file():
+            fail(f"{archive} is missing: NumPy's wheels hold it (pip install 'numpy>=2').")
+    return [str(archive) for archive in archives]
+
+
 class BuildCore(build_ext):
     """build_ext that probes oneDNN and the compiler and compiles changed files in parallel."""
 
@@ -182,7 +191,8 @@ class BuildCore(build_ext):
         core.include_dirs += [str(onednn.include), np.get_include()]
         core.extra_compile_args = flags
         core.extra_link_args = [*links, *(f"-Wl,-rpath,{path}" for path in rpaths)]
-        core.extra_objects = [str(onednn.library)]
+        core.extra_link_args += ["-Wl,--exclude-libs,ALL"]  # NumPy's stay inside
+        core.extra_objects = [str(onednn.library), *numpy_archives(Path(np.__file__).parent)]
         core.libraries = ["m"]
         core.define_macros += [
             ("BOOT_VERSION", f'"{self.distribution.get_version()}"'),

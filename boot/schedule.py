@@ -107,10 +107,12 @@ class Schedule:
         0 <= s <= t, t > 0. C is 1 for s = 0 and for alpha_t = 0: such a step forgets y_t.
         """
         t, s = np.asarray(t, np.float64), np.asarray(s, np.float64)
-        if not ((s <= t).all() and (s >= 0).all() and (t > 0).all() and (t <= 1).all()):
+        if not ((s <= t) & (s >= 0) & (t > 0) & (t <= 1)).all():
             raise ValueError("step_coefficient needs 0 <= s <= t <= 1 and t > 0")
+        both = self.lambda_(np.concatenate([s.ravel(), t.ravel()]))
+        at_s, at_t = both[: s.size].reshape(s.shape), both[s.size :].reshape(t.shape)
         with np.errstate(invalid="ignore"):  # s = t = 1 with alpha = 0 is inf - inf
-            coefficient = -np.expm1(self.lambda_(s) - self.lambda_(t))
+            coefficient = -np.expm1(at_s - at_t)
         return np.where(s == t, 0.0, coefficient)
 
     # ---------------------------------------------------------- variance-preserving form, and t_max

@@ -30,6 +30,7 @@ T_CHECKPOINT = "tests/test_checkpoint.py tests/test_fit.py"
 T_OFFLOAD = "tests/test_offload.py"
 T_PAIRS = "tests/test_gemm_pairs.py"
 T_READING = "tests/test_reading.py"
+T_NOISE = "tests/test_noise.py"
 T_SYNCS, T_SECOND = "tests/test_sync_order.py", "tests/test_fit.py -k second_signal"
 
 OPERATIONS = [
@@ -167,7 +168,11 @@ METHOD = [
         "labels",
         f"tests/test_samplers.py {T_STUDENT} {T_DISTILLER}",
     ),
-    Mutant("boot/noise.py", "(0, 0, 0, step)", "(0, 0, 0, 0)", T_DISTILLER),
+    Mutant("csrc/diffusion/philox.c", "{0, 0, sample, step}", "{0, 0, sample, 0}", T_NOISE),
+    Mutant("csrc/diffusion/philox.c", "(uint32_t)(bits >> 32)", "(uint32_t)bits", T_NOISE),
+    Mutant(
+        "csrc/python/noise.c", "at->first + i);\n        bitgen_t", "i);\n        bitgen_t", T_NOISE
+    ),
     Mutant(
         "boot/learning_rate.py",
         "return (step + 1) / warmup",

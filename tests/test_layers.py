@@ -26,12 +26,12 @@ MAY_INCLUDE = {
 LAYERS = [
     line.split()
     for line in """
-    _version errors noise interrupts _onednn htmlparts threads locks
+    _version errors interrupts _onednn htmlparts threads locks
     charts choices
     curves
     __init__
     _core sizes
-    files reading distances scheduler_config unet_config options learning_rate
+    files noise reading distances scheduler_config unet_config options learning_rate
     kernel_cache
     combinations
     config metrics safetensors_io unet_keys image_model

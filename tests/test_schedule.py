@@ -1,4 +1,4 @@
-"""Schedule, random numbers and Signal-ODE steps against independent formulas."""
+"""Schedule and Signal-ODE steps against independent formulas."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from models import noise
 
-from boot.noise import Stream, choice, normal, uniform
 from boot.schedule import Schedule, TableSchedule
 from boot.scheduler_config import SchedulerConfig
 from boot.signal_ode import diffuse, euler_step, heun_step, step, training_times, trajectory
@@ -200,71 +199,3 @@ def test_trajectories_start_at_the_boundary_condition_and_visit_every_time():
 def test_training_times_end_at_t_min_without_a_step_of_zero():
     np.testing.assert_allclose(training_times(LINEAR, 0.5, 0.1, 0.2), [0.5, 0.3, 0.1])
     np.testing.assert_allclose(training_times(LINEAR, 0.5, 0.4, 0.2), [0.5, 0.4])
-
-
-# --------------------------------------------------------------------------------------- random
-
-
-def philox_4x64(counter, key):
-    """Philox 4x64-10 as Salmon et al. (2011) define it, on Python integers."""
-    mask = 2**64 - 1
-    c0, c1, c2, c3 = counter
-    k0, k1 = key
-    for _ in range(10):
-        high0, low0 = divmod(0xD2E7470EE14C6C93 * c0, 2**64)
-        high1, low1 = divmod(0xCA5A826395121157 * c2, 2**64)
-        c0, c1, c2, c3 = high1 ^ c1 ^ k0, low1, high0 ^ c3 ^ k1, low0
-        k0, k1 = (k0 + 0x9E3779B97F4A7C15) & mask, (k1 + 0xBB67AE8584CAA73B) & mask
-    return c0, c1, c2, c3
-
-
-def test_the_reference_generator_gives_the_published_vector():
-    # From the known-answer file of the authors' Random123 library.
-    assert philox_4x64((0, 0, 0, 0), (0, 0))[:2] == (0x16554D9ECA36314C, 0xDB20FE9D672D0FDC)
-
-
-@pytest.mark.parametrize("seed", [0, 7, 2**64 - 1])
-def test_uniform_is_philox_at_the_counter_of_each_sample(seed):
-    found = uniform(seed, Stream.TRAIN_TIME, 12, 3, 4)
-    for i, value in enumerate(found):
-        # NumPy increments the counter before it generates.
-        word = philox_4x64((1, 0, 3 + i, 12), (seed, int(Stream.TRAIN_TIME)))[0]
-        assert value == (word >> 11) * 2.0**-53
-
-
-def test_samples_do_not_depend_on_the_batch_split():
-    whole = normal(5, Stream.SAMPLE_NOISE, 0, 0, (10, 1, 4, 4))
-    parts = [
-        normal(5, Stream.SAMPLE_NOISE, 0, i, (k, 1, 4, 4)) for i, k in ((0, 3), (3, 1), (4, 6))
-    ]
-    np.testing.assert_array_equal(whole, np.concatenate(parts))
-    assert whole.dtype == np.float32
-
-
-def test_seed_stream_step_and_sample_all_matter():
-    draws = [
-        normal(seed, stream, step, first, (1, 64))
-        for seed in (0, 1)
-        for stream in (Stream.TRAIN_NOISE, Stream.SAMPLE_NOISE)
-        for step in (0, 1)
-        for first in (0, 1)
-    ]
-    for i, a in enumerate(draws):
-        for b in draws[:i]:
-            assert abs(np.corrcoef(a.ravel(), b.ravel())[0, 1]) < 0.5
-
-
-def test_noise_is_standard_normal():
-    x = normal(0, Stream.TRAIN_NOISE, 0, 0, (400, 256)).astype(np.float64).ravel()
-    n = len(x)
-    assert abs(x.mean()) < 4 / np.sqrt(n)
-    assert abs(x.var() - 1) < 4 * np.sqrt(2 / n)
-    assert abs((x**4).mean() - 3) < 4 * np.sqrt(96 / n)
-
-
-def test_choice_takes_every_option_equally_often():
-    options = np.array([3, 5, 8])
-    drawn = choice(0, Stream.TRAIN_LABEL, 0, 0, 3000, options)
-    counts = [(drawn == option).sum() for option in options]
-    assert sum(counts) == 3000
-    assert max(counts) - min(counts) < 200

@@ -11,21 +11,34 @@
 enum { MR = 12, NR = BOOT_PAIRS_NR, AHEAD = 24, LINE = 16 };
 #define INLINE BOOT_TARGET_AVX512 static inline __attribute__((always_inline))
 
-/* y + x in every lane. Zen 4 reads x for nothing as a part of the addition; in a register of its
-   own, which the compiler would choose, it takes the place of an addition. */
+/* y + x in every lane, and sum += y x. Zen 4 reads x for nothing as a part of an operation; in a
+   register of its own, which the compiler would choose, it takes the place of one. */
 #define ADD_BROADCAST(sum, y, x)                                                                   \
     __asm__("vaddps %2%{1to16%}, %1, %0" : "=v"(sum) : "v"(y), "m"(*(x)))
-/* The same by a multiplier, sum = y + one x: each kind of unit gets three of six operations. */
-#define ADD_BROADCAST_BY_MULTIPLIER(sum, y, one, x)                                                \
+#define MULTIPLY_BROADCAST(sum, y, x)                                                              \
+    __asm__("vfmadd231ps %2%{1to16%}, %1, %0" : "+v"(sum) : "v"(y), "m"(*(x)))
+
+/* sum += (x[0] + odd) (x[16] + even): two additions and a product, or one and two; with half of
+   them of each kind, units of both kinds have the same number of operations. */
+#define ADD_PAIR(sum, x, even, odd)                                                                \
     do {                                                                                           \
-        sum = y;                                                                                   \
-        __asm__("vfmadd231ps %2%{1to16%}, %1, %0" : "+v"(sum) : "v"(one), "m"(*(x)));              \
+        boot_lanes first, second;                                                                  \
+        ADD_BROADCAST(first, odd, x);                                                              \
+        ADD_BROADCAST(second, even, (x) + BOOT_LANES);                                             \
+        sum += first * second;                                                                     \
+    } while (0)
+#define ADD_PAIR_BY_TWO(sum, x, even, odd)                                                         \
+    do {                                                                                           \
+        boot_lanes second;                                                                         \
+        ADD_BROADCAST(second, even, (x) + BOOT_LANES);                                             \
+        MULTIPLY_BROADCAST(sum, second, x);                                                        \
+        sum += odd * second;                                                                       \
     } while (0)
 
 /* C tile (R x W 16); ON, R and W are constants. */
 INLINE void tile(const bool ON, const int R, const int W, int64_t K, const float *a, int64_t rsa,
                  const float *sums, const float *b, float *c, int64_t ldc) {
-    boot_lanes sum[MR][2], one = (boot_lanes){0} + 1.0f;
+    boot_lanes sum[MR][2];
     const float *row[(MR + 2) / 3], *next = a + R * rsa; /* next: the tile below, to be fetched */
     float *ahead = c;
     int64_t left = LINE, steps = BOOT_LANES; /* to the next line, and the next 32 inputs */
@@ -63,15 +76,8 @@ INLINE void tile(const bool ON, const int R, const int W, int64_t K, const float
             }
             for (int i = 0; i < R; i++) {
                 const float *x = row[i / 3] + i % 3 * rsa;
-                for (int w = 0; w < W; w++) {
-                    boot_lanes first, second;
-                    ADD_BROADCAST(first, odd[w], x);
-                    if (w == 0)
-                        ADD_BROADCAST_BY_MULTIPLIER(second, even[w], one, x + BOOT_LANES);
-                    else
-                        ADD_BROADCAST(second, even[w], x + BOOT_LANES);
-                    sum[i][w] += first * second;
-                }
+                ADD_PAIR_BY_TWO(sum[i][0], x, even[0], odd[0]);
+                if (W == 2) ADD_PAIR(sum[i][1], x, even[1], odd[1]);
             }
             steps--;
             const int64_t on = steps ? 1 : 1 + BOOT_LANES;

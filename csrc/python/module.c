@@ -139,6 +139,7 @@ static int module_exec(PyObject *module) {
     if (PyArray_ImportNumPyAPI() < 0) return -1;
     if (PyModule_AddFunctions(module, boot_op_methods) < 0) return -1;
     if (PyModule_AddFunctions(module, boot_diffusion_methods) < 0) return -1;
+    if (PyModule_AddFunctions(module, boot_noise_methods) < 0) return -1;
     if (PyModule_AddFunctions(module, boot_array_methods) < 0) return -1;
     PyObject *type = PyType_FromModuleAndSpec(module, &boot_unet2d_spec, NULL);
     if (!type) return -1;
