@@ -191,7 +191,7 @@ class Distiller:
         y_t, images = y_t[:size], y_t[size:]
         pull = self._judge(images, draw, judged)
         x_t = diffuse(self._schedule, y_t, eps, t)
-        x_end = self._schedule.start(eps[ends], self._t_max)
+        x_end = self._schedule.start(eps[ends], self._t_max) if len(ends) else eps[:0]
         f = self._f(_join(x_t, x_end), _join(t, t_end), draw.again(ends))
         f, f_end = f[:size], f[size:]
         aims = Aims(np.arange(size), t, s, self._solve(y_t, f, t, s, draw))
@@ -205,7 +205,7 @@ class Distiller:
         omega = weights(config, self._schedule, aims.t, aims.s)
         omega[size:] *= (config.correction_weight or 0.0) * (aims.s < aims.t)[size:]
         beta = np.full(len(ends), config.boundary_weight)
-        y, y_end, _ = np.split(y, np.cumsum([len(aims.rows), len(ends)]))
+        y, y_end = y[: len(aims.rows)], y[len(aims.rows) :][: len(ends)]
         bootstrap, dy = distance(config, y, aims.target, omega / size)
         boundary, dy_end = distance(config, y_end, f_end, beta / max(len(ends), 1))
         return Losses(bootstrap, boundary, pull.loss, _join(dy, dy_end, pull.gradient))
