@@ -64,6 +64,8 @@ SHARED = {  # functions without state, or on objects that only read
     "weighted_huber": lambda i: _core.weighted_huber(X, -X, PER_IMAGE, 0.1)[1],
     "adamw_step": lambda i: adamw(),
     "check_grads": lambda i: _core.check_grads(VECTOR, 1.0),
+    "normal": lambda i: _core.normal(1, 2, 3, 4, (50, 8, 8)),
+    "uniform": lambda i: _core.uniform(1, 2, 3, 4, 50),
     "alphas_cumprod": lambda i: _core.alphas_cumprod("linear", 99, 1e-4, 0.02, None, True),
     "op_forward": lambda i: _core.op_forward("activation", {"x": X}, {"act": 1}),
     "op_backward": lambda i: _core.op_backward("activation", {"x": X}, {"act": 1}, X)["x"],
