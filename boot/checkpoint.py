@@ -195,8 +195,8 @@ def list_checkpoints(output_dir: Path) -> list[Path]:
     """Return the checkpoint folders in a folder, newest (highest step) first, unverified."""
     if not output_dir.is_dir():
         return []
-    found = [(int(m[1]), p) for p in output_dir.iterdir() if (m := _NAME.fullmatch(p.name))]
-    return [path for _, path in sorted(found, reverse=True) if path.is_dir()]
+    found = [p for p in output_dir.iterdir() if _NAME.fullmatch(p.name) and p.is_dir()]
+    return sorted(found, key=step_of, reverse=True)
 
 
 def find_latest(output_dir: Path, before: Path | None = None) -> Path | None:

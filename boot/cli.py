@@ -21,13 +21,21 @@ from typing import Any
 from boot._version import __version__
 from boot.choices import SAMPLERS
 from boot.errors import BootError, BootWarning
-from boot.flags import Parser, UsageError, add_config_flags, config_values, flag_of
-from boot.flags import integer as _integer
-from boot.flags import integers as _integers
+from boot.flags import (
+    Parser,
+    UsageError,
+    add_config_flags,
+    config_values,
+    flag_of,
+    integer,
+    integers,
+)
 from boot.interrupts import EXIT_STOPPED, STOP_SIGNALS, InterruptGuard
 from boot.presets import PRESETS, preset_config
 
 EXIT_ERROR, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
+
+_STUDENT_SCALES = "its default; others only if distilled for a range"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -114,8 +122,8 @@ def build_parser() -> Parser:
     demo_parser.add_argument(
         "--output-dir", default="boot-demo", metavar="DIR", help="new folder [boot-demo]"
     )
-    demo_parser.add_argument("--max-train-steps", type=_integer, metavar="N", help="training steps")
-    demo_parser.add_argument("--seed", type=_integer, metavar="N", help="[0]")
+    demo_parser.add_argument("--max-train-steps", type=integer, metavar="N", help="training steps")
+    demo_parser.add_argument("--seed", type=integer, metavar="N", help="[0]")
     return parser
 
 
@@ -140,24 +148,20 @@ def _add_plan(parser: Parser) -> None:
 
 def _add_sample(parser: Parser) -> None:
     parser.add_argument("folder", metavar="FOLDER", help="folder of a student or a teacher")
-    parser.add_argument("--num-images", type=_integer, default=64, metavar="N", help="[64]")
+    parser.add_argument("--num-images", type=integer, default=64, metavar="N", help="[64]")
     parser.add_argument("--output", default="samples.png", metavar="PNG", help="[samples.png]")
     parser.add_argument("--npz", metavar="FILE", help="also write images, noise, class_labels")
     parser.add_argument(
-        "--class-labels", type=_integers, metavar="0,1,2", help="labels, repeated as needed"
+        "--class-labels", type=integers, metavar="0,1,2", help="labels, repeated as needed"
     )
-    parser.add_argument("--seed", type=_integer, default=0, metavar="N", help="[0]")
-    parser.add_argument(
-        "--guidance-scale",
-        type=float,
-        metavar="W",
-        help="[teacher: 1, off; student: its default; others only if distilled for a range]",
-    )
+    parser.add_argument("--seed", type=integer, default=0, metavar="N", help="[0]")
+    scales = f"[teacher: 1, off; student: {_STUDENT_SCALES}]"
+    parser.add_argument("--guidance-scale", type=float, metavar="W", help=scales)
     teacher = parser.add_argument_group("for a teacher only")
-    teacher.add_argument("--num-inference-steps", type=_integer, metavar="N", help="[50]")
+    teacher.add_argument("--num-inference-steps", type=integer, metavar="N", help="[50]")
     teacher.add_argument("--sampler", choices=SAMPLERS, help="[ddim]")
     teacher.add_argument("--t-start", type=float, metavar="T", help="time to start from [1]")
-    parser.add_argument("--num-threads", type=_integer, metavar="N", help="CPU threads")
+    parser.add_argument("--num-threads", type=integer, metavar="N", help="CPU threads")
     parser.add_argument(
         "--memory-limit", metavar="BYTES", help="of working memory, such as 500MB: smaller chunks"
     )
@@ -169,23 +173,19 @@ def _add_evaluate(parser: Parser) -> None:
     parser.add_argument(
         "--reference", metavar="NPZ", help="statistics of real images, or an array `images`"
     )
-    parser.add_argument("--num-images", type=_integer, default=2000, metavar="N", help="[2000]")
-    parser.add_argument("--num-paired", type=_integer, default=256, metavar="N", help="[256]")
-    parser.add_argument(
-        "--guidance-scale",
-        type=float,
-        metavar="W",
-        help="[its default; others only if distilled for a range]",
-    )
-    parser.add_argument("--seed", type=_integer, default=0, metavar="N", help="[0]")
+    parser.add_argument("--num-images", type=integer, default=2000, metavar="N", help="[2000]")
+    parser.add_argument("--num-paired", type=integer, default=256, metavar="N", help="[256]")
+    scales = f"[{_STUDENT_SCALES}]"
+    parser.add_argument("--guidance-scale", type=float, metavar="W", help=scales)
+    parser.add_argument("--seed", type=integer, default=0, metavar="N", help="[0]")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
-    parser.add_argument("--num-threads", type=_integer, metavar="N", help="CPU threads")
+    parser.add_argument("--num-threads", type=integer, metavar="N", help="CPU threads")
 
 
 def _add_check(parser: Parser) -> None:
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.add_argument(
-        "--class-labels", type=_integers, metavar="0,1,2", help="labels the student is wanted for"
+        "--class-labels", type=integers, metavar="0,1,2", help="labels the student is wanted for"
     )
     _add_run(parser)
 

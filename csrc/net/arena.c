@@ -1,16 +1,8 @@
 /* arena.c: shared working memory. */
 #include "net/arena.h"
 
+#include "base/lock.h"
 #include "base/memory.h"
-
-static void lock(boot_arena *arena) {
-    while (atomic_flag_test_and_set_explicit(&arena->listing, memory_order_acquire)) {
-    }
-}
-
-static void unlock(boot_arena *arena) {
-    atomic_flag_clear_explicit(&arena->listing, memory_order_release);
-}
 
 boot_status boot_arena_open(boot_arena **arena, boot_arena_user *user) {
     BOOT_TRY(boot_alloc((void **)arena, sizeof **arena, true, "arena"));
@@ -21,22 +13,22 @@ boot_status boot_arena_open(boot_arena **arena, boot_arena_user *user) {
 }
 
 void boot_arena_share(boot_arena *arena, boot_arena_user *user) {
-    lock(arena);
+    boot_lock(&arena->listing);
     user->next = arena->users;
     arena->users = user;
     arena->packed += user->packs->bytes;
-    unlock(arena);
+    boot_unlock(&arena->listing);
 }
 
 void boot_arena_close(boot_arena *arena, boot_arena_user *user) {
     if (!arena) return;
-    lock(arena);
+    boot_lock(&arena->listing);
     boot_arena_user **at = &arena->users;
     while (*at != user) at = &(*at)->next;
     *at = user->next;
     arena->packed -= user->packs->bytes;
     const bool last = !arena->users;
-    unlock(arena);
+    boot_unlock(&arena->listing);
     if (!last) return;
     boot_free(arena->data);
     boot_free(arena);
@@ -44,13 +36,13 @@ void boot_arena_close(boot_arena *arena, boot_arena_user *user) {
 
 /* Others' too: none of them runs now. */
 static void drop_packs(boot_arena *arena) {
-    lock(arena);
+    boot_lock(&arena->listing);
     for (boot_arena_user *user = arena->users; user; user = user->next) {
         arena->packed -= user->packs->bytes;
         boot_packs_close(user->packs);
         user->packs->version++; /* plans that had packed their weights are to do it again */
     }
-    unlock(arena);
+    boot_unlock(&arena->listing);
 }
 
 boot_status boot_arena_reserve(boot_arena *arena, int64_t floats) {

@@ -159,13 +159,13 @@ static void run_shared(const boot_winograd_pass *p, float *work) {
 
 void boot_winograd_pack_piece(const boot_winograd_pass *p, int64_t o, int64_t k, int64_t depth,
                               const float *scales, float *u, int64_t plane_u) {
-    const int64_t so = p->data ? 9 : 9 * p->s->I, sk = p->data ? 9 * p->s->I : 9;
-    const float *w = p->weight + o * so + k * sk;
+    const boot_weight_strides by = boot_weight_strides_of(p);
+    const float *w = p->weight + o * by.output + k * by.input;
     if (p->pairs)
-        p->f->paired_panel(p->outputs - o, depth, w, so, sk, p->data, scales, p->balance + k, u,
-                           plane_u);
+        p->f->paired_panel(p->outputs - o, depth, w, by.output, by.input, p->data, scales,
+                           p->balance + k, u, plane_u);
     else
-        p->f->weight_panel(p->outputs - o, depth, w, so, sk, p->data, u, plane_u);
+        p->f->weight_panel(p->outputs - o, depth, w, by.output, by.input, p->data, u, plane_u);
 }
 
 /* Panel j of U, p->nr outputs; plane q at u + j * panel_u + q * plane_u, so that a thread that

@@ -159,6 +159,16 @@ typedef struct {
     bool data; /* else forward */
 } boot_winograd_pass;
 
+/* Weights of an output of the pass, and of an input, are so many floats from the next one's. */
+typedef struct {
+    int64_t output, input;
+} boot_weight_strides;
+
+static inline boot_weight_strides boot_weight_strides_of(const boot_winograd_pass *p) {
+    const int64_t I = p->s->I;
+    return p->data ? (boot_weight_strides){9, 9 * I} : (boot_weight_strides){9 * I, 9};
+}
+
 /* Floats of V, behind whose planes the sums of its pairs are, one for each tile of a plane. */
 static inline int64_t boot_winograd_floats_of_v(const boot_winograd_pass *p) {
     return PLANES * (p->cut.plane_v + (p->pairs ? p->plane_sums : 0));
@@ -207,9 +217,8 @@ static inline float *boot_winograd_backs(const boot_winograd_pass *p) {
 static inline float *boot_winograd_balance(const boot_winograd_pass *p) {
     return boot_winograd_backs(p) + p->panels * p->nr;
 }
-/* These two do nothing where products are of multiplications. */
 /* The sums of the pairs of the first `rows` tiles, in V: in the c-th plane that is computed; or in
-   all of them, shared out among a team. */
+   all of them, shared out among a team. Of a pass of multiplications: nothing. */
 void boot_winograd_sum_pairs(const boot_winograd_pass *p, int64_t rows, int c, float *v);
 void boot_winograd_sum_all_pairs(const boot_winograd_pass *p, int64_t rows, float *v);
 /* boot_winograd_product for `outputs` outputs, at most those of a panel. */

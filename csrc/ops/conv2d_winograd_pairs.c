@@ -16,16 +16,6 @@
    plane V is about 400 times as large as U where pixels and weights are. */
 static const float HALF = 0.5f, U_SCALE = 256;
 
-/* Weights of an output, and of an input, are so many floats from the next one's. */
-typedef struct {
-    int64_t output, input;
-} weight_strides;
-
-static weight_strides strides_of(const boot_winograd_pass *p) {
-    const int64_t I = p->s->I;
-    return p->data ? (weight_strides){9, 9 * I} : (weight_strides){9 * I, 9};
-}
-
 /* Mean square of 9 weights at w, and at places `stride` apart, `count` of them or `samples`, each
    times its factor, or NULL. */
 static double mean_of_weights(int64_t count, int64_t samples, const float *w, int64_t stride,
@@ -55,7 +45,7 @@ static float scale_of_weights(int64_t count, const float *w, int64_t stride, con
 
 void boot_winograd_find_balance(const boot_winograd_pass *p, float *balance) {
     enum { EXPONENTS = 288, MIDDLE = 140, MOST = 30 };
-    const weight_strides by = strides_of(p);
+    const boot_weight_strides by = boot_weight_strides_of(p);
     const int64_t K = p->in.channels;
     int64_t counts[EXPONENTS] = {0}, sized = 0, seen = 0;
     int usual = 0, most = 0; /* the exponent in the middle, and how far others are from it */
@@ -100,7 +90,7 @@ void boot_winograd_find_scales(boot_winograd_pass *p, float *scales) {
 
 void boot_winograd_output_scales(const boot_winograd_pass *p, int64_t o, float *scales,
                                  float *backs) {
-    const weight_strides by = strides_of(p);
+    const boot_weight_strides by = boot_weight_strides_of(p);
     const int64_t K = p->in.channels;
     const float most = 0x1p118f / largest(K, p->balance);
     for (int64_t i = 0; i < p->nr; i++) {

@@ -4,6 +4,7 @@
 
 #include <string.h>
 
+#include "base/lock.h"
 #include "base/memory.h"
 
 /* Bytes; a slab and what boot_alloc puts before it fill two huge pages. */
@@ -96,29 +97,19 @@ static boot_status get_pack(boot_packs *packs, const void *weight, const void *k
     return BOOT_OK;
 }
 
-/* Held for a look through a short list. */
-static void lock(boot_packs *packs) {
-    while (atomic_flag_test_and_set_explicit(&packs->busy, memory_order_acquire)) {
-    }
-}
-
-static void unlock(boot_packs *packs) {
-    atomic_flag_clear_explicit(&packs->busy, memory_order_release);
-}
-
 boot_status boot_packs_get(boot_packs *packs, const void *weight, const void *kernel,
                            int64_t floats, float **data, bool *fresh) {
-    lock(packs);
+    boot_lock(&packs->busy);
     const boot_status status = get_pack(packs, weight, kernel, floats, data, fresh);
-    unlock(packs);
+    boot_unlock(&packs->busy);
     return status;
 }
 
 void boot_packs_filled(boot_packs *packs, const void *weight, const void *kernel, int64_t floats) {
-    lock(packs);
+    boot_lock(&packs->busy);
     boot_pack *pack = look_up(packs, weight, kernel, floats);
     if (pack) pack->version = packs->version;
-    unlock(packs);
+    boot_unlock(&packs->busy);
 }
 
 void boot_packs_drop(boot_packs *packs, const void *kernel) {
