@@ -11,6 +11,11 @@
 
 /* Asks every node for its kernels; the scratch area fits the neediest. */
 static boot_status plan_nodes(boot_plan *plan, boot_plan_context *context) {
+    for (int look = 0; look < BOOT_LOOKS; look++)
+        for (int i = 0; i < plan->graph.num_nodes; i++) {
+            const boot_node *node = &plan->graph.nodes[i];
+            if (node->op->look) BOOT_TRY(node->op->look(node, context, look));
+        }
     for (int i = 0; i < plan->graph.num_nodes; i++) {
         boot_node *node = &plan->graph.nodes[i];
         if (node->op->plan) BOOT_TRY(node->op->plan(node, context));

@@ -97,15 +97,29 @@ static int limit_threads(bool alone) {
     return threads;
 }
 
+/* Whether a node has a pass in direction d. */
+static bool goes(const boot_node *node, int d) {
+    if (d == BOOT_CONV_FORWARD) return true;
+    return node->training && (d != BOOT_CONV_DATA || node->wants_grad[X]);
+}
+
+static boot_status conv2d_look(const boot_node *node, void *context, int look) {
+    const boot_conv_shape shape = shape_of(node);
+    for (int d = 0; d < BOOT_CONV_DIRECTIONS; d++)
+        if (goes(node, d))
+            BOOT_TRY(boot_conv_look((int)node->attr[KERNEL], &shape, d, context, look));
+    return BOOT_OK;
+}
+
 static boot_status conv2d_plan(boot_node *node, void *context) {
     boot_plan_context *plan = context;
     BOOT_TRY(boot_alloc(&node->state, sizeof(conv2d_state), true, "conv2d"));
     conv2d_state *state = node->state;
     int64_t scratch = 0;
     state->shape = shape_of(node);
-    for (int d = 0; d < (node->training ? BOOT_CONV_DIRECTIONS : 1); d++) {
+    for (int d = 0; d < BOOT_CONV_DIRECTIONS; d++) {
         int64_t floats = 0;
-        if (d == BOOT_CONV_DATA && !node->wants_grad[X]) continue;
+        if (!goes(node, d)) continue;
         BOOT_TRY(boot_conv_choose(node->name, (int)node->attr[KERNEL], &state->shape, d, plan,
                                   &state->kernel[d]));
         if (d == BOOT_CONV_WEIGHTS)
@@ -316,6 +330,7 @@ const boot_op boot_op_conv2d = {
     .backward_reads = 1u << X | 1u << WEIGHT,
     .overwrites = 1u << X,
     .infer = conv2d_infer,
+    .look = conv2d_look,
     .plan = conv2d_plan,
     .pack = conv2d_pack,
     .forward = conv2d_forward,

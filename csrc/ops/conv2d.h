@@ -79,10 +79,16 @@ extern const boot_conv_kernel *const boot_conv_kernels[BOOT_NUM_CONV_KERNELS];
 void boot_conv_finish_rows(int64_t pixels, const boot_conv_shape *s, const boot_conv_args *t,
                            int64_t n, int64_t first);
 
-/* The kernel for one direction of the layer `name`; pinned: an index of boot_conv_kernels, 0: as
-   the context knows, else the fastest. */
+/* Look number `look` at the kernels for one direction of a layer where none is known, nor `pinned`
+   (an index of boot_conv_kernels, 0: none): times all of them, or in later looks the two that were
+   close once more. */
+boot_status boot_conv_look(int pinned, const boot_conv_shape *shape, boot_conv_direction direction,
+                           boot_plan_context *context, int look);
+
+/* The kernel for one direction of the layer `name`: the pinned one, or what the context knows, or
+   else one by rule. */
 boot_status boot_conv_choose(const char *name, int pinned, const boot_conv_shape *shape,
-                             boot_conv_direction direction, boot_plan_context *context,
+                             boot_conv_direction direction, const boot_plan_context *context,
                              const boot_conv_kernel **chosen);
 
 /* How a timed run finds its weights: to be packed, kept packed by the run before, kept packed in

@@ -50,6 +50,9 @@ typedef struct {
     unsigned overwrites;     /* bit i: backward cannot add into din[i]; the plan then adds for it */
     /* Checks every shape and attribute; sets node->out and the two sizes below. */
     boot_status (*infer)(boot_node *node);
+    /* Optional, before plan: tries kernels out. Called BOOT_LOOKS times, each for all nodes: a
+       machine that is shared may be disturbed for seconds. */
+    boot_status (*look)(const boot_node *node, void *context, int look);
     /* Optional: chooses kernels and creates primitives; may raise node->scratch_floats. */
     boot_status (*plan)(boot_node *node, void *context);
     /* Optional: packs the weights into call->packs where they are out of date. Every node's comes
@@ -61,6 +64,7 @@ typedef struct {
 } boot_op;
 
 #define BOOT_READS_OUT (1u << 31)
+enum { BOOT_LOOKS = 3 };
 
 /* One use of an operation: shapes only, no memory but what `state` holds. */
 struct boot_node {

@@ -12,9 +12,9 @@ const boot_choice *boot_tuner_find(const boot_tuner *tuner, const char *key) {
     return NULL;
 }
 
-boot_status boot_tuner_set(boot_tuner *tuner, const char *key, const char *kernel, double ms) {
-    boot_choice *choice = (boot_choice *)boot_tuner_find(tuner, key);
-    if (!choice) {
+boot_status boot_tuner_put(boot_tuner *tuner, const char *key, const boot_choice *choice) {
+    boot_choice *place = (boot_choice *)boot_tuner_find(tuner, key);
+    if (!place) {
         if (tuner->count == tuner->capacity) {
             const int capacity = tuner->capacity ? 2 * tuner->capacity : 64;
             void *grown;
@@ -24,12 +24,17 @@ boot_status boot_tuner_set(boot_tuner *tuner, const char *key, const char *kerne
             tuner->choices = grown;
             tuner->capacity = capacity;
         }
-        choice = &tuner->choices[tuner->count++];
+        place = &tuner->choices[tuner->count++];
     }
-    snprintf(choice->key, sizeof choice->key, "%s", key);
-    snprintf(choice->kernel, sizeof choice->kernel, "%s", kernel);
-    choice->ms = ms;
+    *place = *choice;
+    snprintf(place->key, sizeof place->key, "%s", key);
     return BOOT_OK;
+}
+
+boot_status boot_tuner_set(boot_tuner *tuner, const char *key, const char *kernel, double ms) {
+    boot_choice choice = {.ms = ms};
+    snprintf(choice.kernel, sizeof choice.kernel, "%s", kernel);
+    return boot_tuner_put(tuner, key, &choice);
 }
 
 const boot_choice *boot_tuner_recall(const boot_plan_context *context, const char *key,

@@ -13,6 +13,10 @@ typedef struct {
     char key[BOOT_KEY_LENGTH];       /* e.g. "forward n8 32x32x128 o128 k3 s1 p1,1 t2" */
     char kernel[BOOT_KERNEL_LENGTH]; /* e.g. "winograd" */
     double ms;                       /* best time seen; 0 when pinned without timing */
+    /* The next one, if it was close enough for another look; else "". */
+    char second[BOOT_KERNEL_LENGTH];
+    double second_ms;
+    int looks;
 } boot_choice;
 
 typedef struct {
@@ -23,6 +27,8 @@ typedef struct {
 
 const boot_choice *boot_tuner_find(const boot_tuner *tuner, const char *key); /* NULL: not known */
 boot_status boot_tuner_set(boot_tuner *tuner, const char *key, const char *kernel, double ms);
+/* The same with everything that a choice has; its key is the argument. */
+boot_status boot_tuner_put(boot_tuner *tuner, const char *key, const boot_choice *choice);
 void boot_tuner_close(boot_tuner *tuner);
 
 /* What an op's plan function may use. */
