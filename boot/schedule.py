@@ -7,7 +7,6 @@ processes share; `TableSchedule` is the one of a diffusers scheduler; `continuou
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import numpy as np
@@ -109,10 +108,8 @@ class Schedule:
         t, s = np.asarray(t, np.float64), np.asarray(s, np.float64)
         if not ((s <= t) & (s >= 0) & (t > 0) & (t <= 1)).all():
             raise ValueError("step_coefficient needs 0 <= s <= t <= 1 and t > 0")
-        both = self.lambda_(np.concatenate([s.ravel(), t.ravel()]))
-        at_s, at_t = both[: s.size].reshape(s.shape), both[s.size :].reshape(t.shape)
         with np.errstate(invalid="ignore"):  # s = t = 1 with alpha = 0 is inf - inf
-            coefficient = -np.expm1(at_s - at_t)
+            coefficient = -np.expm1(self.lambda_(s) - self.lambda_(t))
         return np.where(s == t, 0.0, coefficient)
 
     # ---------------------------------------------------------- variance-preserving form, and t_max
@@ -182,7 +179,6 @@ class TableSchedule(Schedule):
             )
         self.alphas_cumprod: Float64 = table
         self.num_train_timesteps: int = len(table)
-        self._grid = np.arange(len(table) + 1) / len(table)
         with np.errstate(divide="ignore"):
             self._log_abar = np.concatenate([[0.0], np.log(table)])
         table.flags.writeable = False
@@ -222,30 +218,19 @@ class TableSchedule(Schedule):
         times: Float64 = np.rint(np.linspace(first, last, steps + 1)) / self.num_train_timesteps
         return times
 
-    def log_alpha_bar(self, t: Any) -> Float64:
-        """Return log abar(t) = 2 log alpha_t; -inf only at t = 1 of a zero-terminal-SNR table."""
-        t = np.asarray(t, np.float64)
-        with np.errstate(invalid="ignore"):  # 0 * -inf inside a last interval that ends at -inf
-            result: Float64 = np.asarray(np.interp(t, self._grid, self._log_abar))
-        if self._log_abar[-1] != -math.inf:
-            return result
-        # Zero terminal SNR: the logarithm has no end value to interpolate to, alpha itself has.
-        start, left = self._grid[-2], np.exp(0.5 * self._log_abar[-2])
-        share = np.clip((1.0 - t) / (1.0 - start), 0.0, 1.0)
-        with np.errstate(divide="ignore"):
-            result = np.where(t > start, 2.0 * np.log(left * share), result)
-        return result
-
     def alpha_sigma(self, t: Any) -> tuple[Float64, Float64]:
         """Return alpha_t = sqrt(abar) and sigma_t = sqrt(1 - abar), accurate at both ends."""
-        log_abar = self.log_alpha_bar(t)
-        return np.exp(0.5 * log_abar), np.sqrt(-np.expm1(log_abar))
+        return _core.table_alpha_sigma(self._log_abar, t)
 
     def lambda_(self, t: Any) -> Float64:
-        """Return log(sigma_t / alpha_t), the negative half log-SNR; -inf at t = 0."""
-        log_abar = self.log_alpha_bar(t)
-        with np.errstate(divide="ignore"):
-            return 0.5 * np.log(-np.expm1(log_abar)) - 0.5 * log_abar
+        """Return log(sigma_t / alpha_t), the negative half log-SNR."""
+        return _core.table_lambda(self._log_abar, t)
+
+    def step_coefficient(self, t: Any, s: Any) -> Float64:
+        """Return C of the step from t to s, see `Schedule.step_coefficient`."""
+        if np.shape(t) != np.shape(s):
+            t, s = np.broadcast_arrays(t, s)
+        return _core.table_step_coefficient(self._log_abar, t, s)
 
 
 def check_process(schedule: Schedule) -> None:

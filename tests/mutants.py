@@ -152,7 +152,8 @@ METHOD = [
         "self.num_train_timesteps\n",
         T_SCHEDULE,
     ),
-    Mutant("boot/schedule.py", "np.sqrt(-np.expm1(log_abar))", "np.sqrt(1 - log_abar)", T_SCHEDULE),
+    Mutant(TABLE, "sqrt(-expm1(log_abar))", "sqrt(1 - exp(log_abar))", T_SCHEDULE),
+    Mutant(TABLE, "exp(0.5 * at_start) * (1 - t)", "exp(0.5 * at_start) * (1 - start)", T_SCHEDULE),
     Mutant("boot/samplers.py", "alpha_s - keep * alpha_t, keep", "alpha_s, keep", T_SCHEDULE),
     Mutant("boot/samplers.py", "0.5 * full)", "full)", T_SCHEDULE),
     Mutant(

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from models import noise
 
+from boot import _core
 from boot.schedule import Schedule, TableSchedule
 from boot.scheduler_config import SchedulerConfig
 from boot.signal_ode import diffuse, euler_step, heun_step, step, training_times, trajectory
@@ -49,15 +50,70 @@ def test_index_and_time_are_inverse_and_exact_on_the_grid(schedule):
     np.testing.assert_allclose(alpha**2 + sigma**2, 1, rtol=1e-14)
 
 
-def test_between_indices_log_alphas_cumprod_is_linear():
-    t = LINEAR.time(np.array([400, 401]))
-    middle = LINEAR.log_alpha_bar(t.mean())
-    assert middle == pytest.approx(np.log(LINEAR.alphas_cumprod[400:402]).mean(), rel=1e-13)
+def log_abar(schedule, t):
+    """log abar by NumPy's interpolation; not for a last interval that ends at zero."""
+    table = np.concatenate([[1.0], schedule.alphas_cumprod])
+    with np.errstate(divide="ignore"):
+        return np.interp(t, np.arange(len(table)) / (len(table) - 1), np.log(table))
+
+
+def times_of(schedule):
+    """Times all over [0, 1], on the grid, and beside it by one rounding."""
+    grid = np.arange(schedule.num_train_timesteps + 1) / schedule.num_train_timesteps
+    beside = np.concatenate([np.nextafter(grid, 0), np.nextafter(grid, 1)])
+    t = np.concatenate([grid, beside, np.random.default_rng(0).random(500), [1e-12]])
+    return t[(t <= 0.999) | (t == 1)]
+
+
+@pytest.mark.parametrize("schedule", ALL, ids=["linear", "cosine", "zero_snr", "latent"])
+def test_between_indices_log_alphas_cumprod_is_linear(schedule):
+    t = times_of(schedule)
+    wanted = log_abar(schedule, t)
+    alpha, sigma = schedule.alpha_sigma(t)
+    np.testing.assert_allclose(alpha, np.exp(0.5 * wanted), rtol=1e-12)
+    np.testing.assert_allclose(sigma, np.sqrt(-np.expm1(wanted)), rtol=1e-11)
+    with np.errstate(divide="ignore"):
+        ratio = 0.5 * np.log(-np.expm1(wanted)) - 0.5 * wanted
+    np.testing.assert_allclose(schedule.lambda_(t), ratio, rtol=1e-12, atol=1e-12)
+    s, t = t * np.random.default_rng(1).random(len(t)), t
+    s, t = s[t > 0], t[t > 0]
+    with np.errstate(divide="ignore"):
+        step = Schedule.step_coefficient(schedule, t, s)  # in NumPy, by lambda
+    np.testing.assert_allclose(schedule.step_coefficient(t, s), step, rtol=1e-12)
     # At t = 0 the process is the image itself.
-    assert LINEAR.log_alpha_bar(0.0) == 0
-    assert LINEAR.alpha_sigma(0.0) == (1.0, 0.0)
-    half = LINEAR.log_alpha_bar(0.0005)
-    assert half == pytest.approx(0.5 * np.log(LINEAR.alphas_cumprod[0]), rel=1e-13)
+    assert schedule.alpha_sigma(0.0) == (1.0, 0.0)
+    assert schedule.lambda_(0.0) == -np.inf
+
+
+def test_times_may_have_any_shape():
+    t = np.linspace(0.1, 1, 6)
+    alpha, sigma = LINEAR.alpha_sigma(t)
+    for shape in ((2, 3), (6, 1, 1), (1, 1, 2, 3, 1)):
+        found = LINEAR.alpha_sigma(t.reshape(shape))
+        np.testing.assert_array_equal(found[0], alpha.reshape(shape))
+        np.testing.assert_array_equal(found[1], sigma.reshape(shape))
+    assert isinstance(LINEAR.lambda_(0.5), float)
+    assert LINEAR.alpha_sigma([1, 0])[0].tolist() == [alpha[-1], 1]  # whole numbers, too
+    steps = LINEAR.step_coefficient(t.reshape(2, 3), 0.1)
+    assert steps.shape == (2, 3)
+    assert steps[1, 2] == LINEAR.step_coefficient(1.0, 0.1)
+    assert LINEAR.step_coefficient(t[1:], t[:-1]).shape == (5,)
+    assert LINEAR.alpha_sigma(np.array([]))[0].shape == (0,)
+
+
+def test_the_core_refuses_what_is_no_table_and_no_time():
+    table = np.linspace(0, -9, 100)
+    for bad in (table[:1], table[None], [[1, 2], [3, 4]]):
+        with pytest.raises(ValueError, match="log_abar has"):
+            _core.table_lambda(bad, 0.5)
+    with pytest.raises(ValueError, match="different shapes"):
+        _core.table_step_coefficient(table, [0.5, 0.6], [0.1])
+    for bad in ("x", 1j, [[1], [1, 2]]):
+        with pytest.raises((TypeError, ValueError)):
+            _core.table_alpha_sigma(table, bad)
+    with pytest.raises(TypeError):
+        _core.table_alpha_sigma(3, 0.5)
+    assert np.isnan(_core.table_lambda(table, np.nan))
 
 
 def test_zero_terminal_snr_is_finite_inside_its_last_interval():

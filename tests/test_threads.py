@@ -52,6 +52,7 @@ def adamw():
 
 
 TEACHER = make_teacher(PLAIN)
+LOG_ABAR, TIMES = np.linspace(0, -9, 100), np.linspace(0.1, 1, 50)
 SHARED = {  # functions without state, or on objects that only read
     "diffuse": lambda i: _core.diffuse(X, X, PER_IMAGE, PER_IMAGE),
     "guide": lambda i: _core.guide(X, X, PER_IMAGE),
@@ -67,6 +68,9 @@ SHARED = {  # functions without state, or on objects that only read
     "normal": lambda i: _core.normal(1, 2, 3, 4, (50, 8, 8)),
     "uniform": lambda i: _core.uniform(1, 2, 3, 4, 50),
     "alphas_cumprod": lambda i: _core.alphas_cumprod("linear", 99, 1e-4, 0.02, None, True),
+    "table_alpha_sigma": lambda i: _core.table_alpha_sigma(LOG_ABAR, TIMES)[1],
+    "table_lambda": lambda i: _core.table_lambda(LOG_ABAR, TIMES),
+    "table_step_coefficient": lambda i: _core.table_step_coefficient(LOG_ABAR, TIMES, TIMES / 2),
     "op_forward": lambda i: _core.op_forward("activation", {"x": X}, {"act": 1}),
     "op_backward": lambda i: _core.op_backward("activation", {"x": X}, {"act": 1}, X)["x"],
     "conv2d": lambda i: _core.op_forward(

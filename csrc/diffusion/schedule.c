@@ -69,3 +69,53 @@ boot_status boot_alphas_cumprod(const boot_schedule_config *config, int64_t N, d
     }
     return BOOT_OK;
 }
+
+/* abar in a last interval that ends at zero: alpha falls linearly there. */
+static double log_abar_towards_zero(double at_start, double start, double t) {
+    return 2 * log(exp(0.5 * at_start) * (1 - t) / (1 - start));
+}
+
+static double log_abar_at(const boot_schedule_table *table, double t) {
+    const double N = (double)table->N, *y = table->log_abar;
+    if (!(t > 0)) return t == t ? y[0] : t;
+    if (t >= 1) return y[table->N];
+    int64_t j = (int64_t)(t * N); /* which may miss by one: t N is rounded */
+    if ((double)j / N > t) j--;
+    if ((double)(j + 1) / N <= t) j++;
+    const double start = (double)j / N, end = (double)(j + 1) / N;
+    if (isinf(y[j + 1])) return log_abar_towards_zero(y[j], start, t);
+    return (y[j + 1] - y[j]) / (end - start) * (t - start) + y[j];
+}
+
+static double lambda_at(const boot_schedule_table *table, double t) {
+    const double log_abar = log_abar_at(table, t);
+    return 0.5 * log(-expm1(log_abar)) - 0.5 * log_abar;
+}
+
+void boot_table_alpha_sigma(const boot_schedule_table *table, int64_t count, const double *t,
+                            double *alpha, double *sigma) {
+    for (int64_t i = 0; i < count; i++) {
+        const double log_abar = log_abar_at(table, t[i]);
+        alpha[i] = exp(0.5 * log_abar);
+        sigma[i] = sqrt(-expm1(log_abar));
+    }
+}
+
+void boot_table_lambda(const boot_schedule_table *table, int64_t count, const double *t,
+                       double *lambda) {
+    for (int64_t i = 0; i < count; i++) lambda[i] = lambda_at(table, t[i]);
+}
+
+boot_status boot_table_step_coefficient(const boot_schedule_table *table, int64_t count,
+                                        const double *t, const double *s, double *c) {
+    for (int64_t i = 0; i < count; i++) {
+        if (!(s[i] <= t[i] && s[i] >= 0 && t[i] > 0 && t[i] <= 1))
+            return boot_fail(BOOT_ERR_VALUE,
+                             "step_coefficient needs 0 <= s <= t <= 1 and t > 0, got t = %g and "
+                             "s = %g",
+                             t[i], s[i]);
+        /* Where s = t = 1 and alpha is 0, the difference would be inf - inf. */
+        c[i] = s[i] == t[i] ? 0 : -expm1(lambda_at(table, s[i]) - lambda_at(table, t[i]));
+    }
+    return BOOT_OK;
+}

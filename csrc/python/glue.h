@@ -55,7 +55,7 @@ int boot_py_enter(void);
 
 /* Type and method tables of the other files. */
 extern PyType_Spec boot_unet2d_spec;
-extern PyMethodDef boot_op_methods[], boot_diffusion_methods[], boot_noise_methods[],
-    boot_array_methods[];
+extern PyMethodDef boot_op_methods[], boot_diffusion_methods[], boot_schedule_methods[],
+    boot_noise_methods[], boot_array_methods[];
 
 #endif

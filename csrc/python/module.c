@@ -8,7 +8,6 @@
 
 #include "base/dnnl.h"
 #include "base/isa.h"
-#include "diffusion/schedule.h"
 #include "ops/conv2d.h"
 
 #ifndef BOOT_COMPILER
@@ -90,36 +89,6 @@ static PyObject *conv_kernels(PyObject *self, PyObject *unused) {
     return list;
 }
 
-static PyObject *alphas_cumprod(PyObject *self, PyObject *args) {
-    (void)self;
-    boot_schedule_config c = {0};
-    PyObject *trained;
-    Py_ssize_t n;
-    int rescale;
-    if (!PyArg_ParseTuple(args, "snddOp:alphas_cumprod", &c.beta_schedule, &n, &c.beta_start,
-                          &c.beta_end, &trained, &rescale))
-        return NULL;
-    PyArrayObject *betas = NULL;
-    if (trained != Py_None) {
-        if (!(betas = boot_py_doubles(trained, "trained_betas", n))) return NULL;
-        c.trained_betas = boot_py_ddata(betas);
-        c.beta_schedule = "trained_betas";
-    }
-    c.rescale_betas_zero_snr = rescale;
-    PyObject *out = n >= 1 ? PyArray_SimpleNew(1, &n, NPY_FLOAT64)
-                           : PyErr_Format(PyExc_ValueError,
-                                          "num_train_timesteps is %zd, expected at least 1", n);
-    if (out) {
-        const boot_status status = boot_alphas_cumprod(&c, n, boot_py_ddata((PyArrayObject *)out));
-        if (status) {
-            Py_CLEAR(out);
-            boot_py_error(status);
-        }
-    }
-    Py_XDECREF(betas);
-    return out;
-}
-
 static PyMethodDef methods[] = {
     {"show_config", show_config, METH_NOARGS,
      "Versions, instruction set, threads, compiler and flags."},
@@ -129,16 +98,13 @@ static PyMethodDef methods[] = {
      "Threads that a core call made now would use."},
     {"conv_kernels", conv_kernels, METH_NOARGS,
      "Names of the convolution kernels; the index is conv2d's attribute."},
-    {"alphas_cumprod", alphas_cumprod, METH_VARARGS,
-     "alphas_cumprod(beta_schedule, num_train_timesteps, beta_start, beta_end, trained_betas, "
-     "rescale_zero_snr)\n"
-     "-> float64 (num_train_timesteps,)"},
     {NULL, NULL, 0, NULL}};
 
 static int module_exec(PyObject *module) {
     if (PyArray_ImportNumPyAPI() < 0) return -1;
     if (PyModule_AddFunctions(module, boot_op_methods) < 0) return -1;
     if (PyModule_AddFunctions(module, boot_diffusion_methods) < 0) return -1;
+    if (PyModule_AddFunctions(module, boot_schedule_methods) < 0) return -1;
     if (PyModule_AddFunctions(module, boot_noise_methods) < 0) return -1;
     if (PyModule_AddFunctions(module, boot_array_methods) < 0) return -1;
     PyObject *type = PyType_FromModuleAndSpec(module, &boot_unet2d_spec, NULL);
