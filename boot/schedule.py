@@ -227,7 +227,7 @@ class TableSchedule(Schedule):
         return _core.table_lambda(self._log_abar, t)
 
     def step_coefficient(self, t: Any, s: Any) -> Float64:
-        """Return C of the step from t to s, see `Schedule.step_coefficient`."""
+        """Return C of the step from t to s, see `Schedule.step_coefficient`; not by `lambda_`."""
         if np.shape(t) != np.shape(s):
             t, s = np.broadcast_arrays(t, s)
         return _core.table_step_coefficient(self._log_abar, t, s)

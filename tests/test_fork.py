@@ -63,6 +63,7 @@ ENTRIES = {
     "signal_step_heun": lambda: _core.signal_step_heun(X, X, X, PER_IMAGE),
     "signal_from_output": lambda: _core.signal_from_output("sample", X, X, PER_IMAGE, PER_IMAGE, 1),
     "weighted_mse": lambda: _core.weighted_mse(X, X, PER_IMAGE),
+    "normal": lambda: _core.normal(0, 0, 0, 0, (64, 64)),
     "adamw_step": lambda: _core.adamw_step(VECTOR, VECTOR, VECTOR, VECTOR, None, **STEP),
 }  # fmt: skip
 
@@ -75,6 +76,16 @@ def test_a_fork_after_use_is_refused_and_does_not_hang(name):
     assert text.startswith("RuntimeError: process "), text
     assert f"is a fork of process {os.getpid()}" in text and '"spawn"' in text
     TEACHER.model(X, 5)  # the parent goes on
+
+
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+def test_a_fork_may_draw_what_one_thread_draws():
+    TEACHER.model(X, 5)
+    here = _core.normal(1, 2, 3, 4, (9, 30)), _core.uniform(1, 2, 3, 4, 9)
+    assert in_child(lambda: _core.normal(1, 2, 3, 4, (9, 30)).tobytes().hex()[:999]) == repr(
+        here[0].tobytes().hex()[:999]
+    )
+    assert in_child(lambda: _core.uniform(1, 2, 3, 4, 9).tolist()) == repr(here[1].tolist())
 
 
 @pytest.mark.parametrize("name", ["save_checkpoint", "fit", "step", "plan", "check", "evaluate"])

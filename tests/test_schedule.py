@@ -94,6 +94,8 @@ def test_times_may_have_any_shape():
         np.testing.assert_array_equal(found[1], sigma.reshape(shape))
     assert isinstance(LINEAR.lambda_(0.5), float)
     assert LINEAR.alpha_sigma([1, 0])[0].tolist() == [alpha[-1], 1]  # whole numbers, too
+    for kind in (object, np.longdouble, np.float32, ">f8"):
+        np.testing.assert_allclose(LINEAR.alpha_sigma(t.astype(kind))[0], alpha, rtol=1e-6)
     steps = LINEAR.step_coefficient(t.reshape(2, 3), 0.1)
     assert steps.shape == (2, 3)
     assert steps[1, 2] == LINEAR.step_coefficient(1.0, 0.1)

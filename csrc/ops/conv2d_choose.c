@@ -51,9 +51,10 @@ static boot_status time_one(int i, const boot_conv_shape *s, boot_conv_direction
     const boot_status status =
         boot_conv_time(kernel, s, direction, context->dnnl, REPEATS,
                        lead ? FAST * t->best[lead] : 1e30, packing, context->limit_bytes, &seconds);
-    /* Not on this processor, or larger than the memory limit. */
+    /* Not on this processor, or larger than the memory limit; or there is no memory in a later
+       look, which leaves what is known. */
     if (status == BOOT_ERR_UNSUPPORTED || status == BOOT_ERR_MEMORY) {
-        t->best[i] = -1;
+        if (t->best[i] == 1e30) t->best[i] = -1;
         return BOOT_OK;
     }
     BOOT_TRY(status);
@@ -92,7 +93,7 @@ static boot_status first_look(const boot_conv_shape *s, boot_conv_direction dire
                 continue;
             BOOT_TRY(time_one(i, s, direction, context, &t));
         }
-    context->tuner->timed++;
+    if (fastest_but(&t, 0)) context->tuner->timed++;
     return remember(context, key, 1, &t);
 }
 

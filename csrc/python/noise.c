@@ -57,11 +57,15 @@ static PyObject *normal(PyObject *self, PyObject *args) {
         return NULL;
     if (shape.len < 1)
         PyErr_SetString(PyExc_ValueError, "normal: shape is (), expected (samples, ...)");
-    else if (!boot_py_enter() && !read_place(values, &at))
+    else if (!read_place(values, &at))
         out = (PyArrayObject *)PyArray_SimpleNew(shape.len, shape.ptr, NPY_FLOAT32);
     PyDimMem_FREE(shape.ptr);
     if (!out || PyArray_SIZE(out) == 0) return (PyObject *)out;
     const npy_intp samples = PyArray_DIM(out, 0);
+    if (PyArray_SIZE(out) >= MANY && boot_py_enter()) { /* less needs no threads: in a fork, too */
+        Py_DECREF(out);
+        return NULL;
+    }
     Py_BEGIN_ALLOW_THREADS;
     fill_normal(&at, samples, PyArray_SIZE(out) / samples, boot_py_data(out));
     Py_END_ALLOW_THREADS;

@@ -48,7 +48,8 @@ static void table_close(const table_call *c) {
 
 static PyArrayObject *times_of(PyObject *object) {
     return (PyArrayObject *)PyArray_FROMANY(object, NPY_FLOAT64, 0, 0,
-                                            NPY_ARRAY_CARRAY_RO | NPY_ARRAY_NOTSWAPPED);
+                                            NPY_ARRAY_CARRAY_RO | NPY_ARRAY_FORCECAST |
+                                                NPY_ARRAY_NOTSWAPPED);
 }
 
 /* s: NULL where there is one array. Returns -1 with an exception on failure. */
