@@ -1,4 +1,4 @@
-"""Builds the C core `boot._core` against oneDNN; everything else is in pyproject.toml.
+"""Builds the C core `boot._core` against oneDNN and NumPy; everything else is in pyproject.toml.
 
 oneDNN 3.x is taken from the wheels that pyproject.toml names (headers and library are found through
 the wheels' own file lists), or from the folder named by ONEDNN_ROOT. Environment switches:

@@ -29,6 +29,12 @@ typedef struct {
     double best[BOOT_NUM_CONV_KERNELS];
 } kernel_times;
 
+static kernel_times untimed(void) {
+    kernel_times t;
+    for (int i = 0; i < BOOT_NUM_CONV_KERNELS; i++) t.best[i] = 1e30;
+    return t;
+}
+
 /* The fastest but one, 0 where there is none; `one` 0: the fastest. */
 static int fastest_but(const kernel_times *t, int one) {
     int found = 0;
@@ -83,8 +89,7 @@ static boot_status remember(boot_plan_context *context, const char *key, int loo
 static boot_status first_look(const boot_conv_shape *s, boot_conv_direction direction,
                               boot_plan_context *context, const char *key) {
     enum { ROUNDS = 2 };
-    kernel_times t;
-    for (int i = 0; i < BOOT_NUM_CONV_KERNELS; i++) t.best[i] = 1e30;
+    kernel_times t = untimed();
     for (int round = 0; round < ROUNDS; round++)
         for (int i = 1; i < BOOT_NUM_CONV_KERNELS; i++) {
             const boot_conv_kernel *kernel = boot_conv_kernels[i];
@@ -109,8 +114,7 @@ static boot_status look_again(const boot_conv_shape *s, boot_conv_direction dire
                               const boot_choice *known) {
     const int pair[2] = {index_of(known->kernel), index_of(known->second)};
     const int looks = known->looks + 1;
-    kernel_times t;
-    for (int i = 0; i < BOOT_NUM_CONV_KERNELS; i++) t.best[i] = 1e30;
+    kernel_times t = untimed();
     t.best[pair[0]] = known->ms * 1e-3 * boot_conv_kernels[pair[0]]->handicap;
     t.best[pair[1]] = known->second_ms * 1e-3 * boot_conv_kernels[pair[1]]->handicap;
     for (int i = 0; i < 2; i++) BOOT_TRY(time_one(pair[i], s, direction, context, &t));

@@ -30,8 +30,9 @@ static bitgen_t generator_on(boot_philox *p) {
     return (bitgen_t){p, boot_philox_64, boot_philox_32, boot_philox_double, boot_philox_64};
 }
 
-static void fill_normal(const place *at, npy_intp samples, npy_intp count, float *out) {
-#pragma omp parallel for schedule(static) if (samples * count >= MANY)
+static void fill_normal(const place *at, npy_intp samples, npy_intp count, bool by_team,
+                        float *out) {
+#pragma omp parallel for schedule(static) if (by_team)
     for (npy_intp i = 0; i < samples; i++) {
         boot_philox p = boot_philox_at(at->seed, at->stream, at->step, at->first + i);
         bitgen_t source = generator_on(&p);
@@ -62,12 +63,13 @@ static PyObject *normal(PyObject *self, PyObject *args) {
     PyDimMem_FREE(shape.ptr);
     if (!out || PyArray_SIZE(out) == 0) return (PyObject *)out;
     const npy_intp samples = PyArray_DIM(out, 0);
-    if (PyArray_SIZE(out) >= MANY && boot_py_enter()) { /* less needs no threads: in a fork, too */
+    const bool by_team = PyArray_SIZE(out) >= MANY;
+    if (by_team && boot_py_enter()) { /* less needs no threads: in a fork, too */
         Py_DECREF(out);
         return NULL;
     }
     Py_BEGIN_ALLOW_THREADS;
-    fill_normal(&at, samples, PyArray_SIZE(out) / samples, boot_py_data(out));
+    fill_normal(&at, samples, PyArray_SIZE(out) / samples, by_team, boot_py_data(out));
     Py_END_ALLOW_THREADS;
     return (PyObject *)out;
 }

@@ -1,7 +1,7 @@
 /* schedule.c: Python functions for noise schedules. */
-#include "diffusion/schedule.h"
-
 #include "python/glue.h"
+
+#include "diffusion/schedule.h"
 
 static PyObject *alphas_cumprod(PyObject *self, PyObject *args) {
     (void)self;
