@@ -190,7 +190,7 @@ static void forward_apply(const boot_node *node, const boot_call *call, const sl
         const piece *p = &pieces[i];
         apply((boot_act)node->attr[ACT], boot_least(rest, CHUNK), p->width,
               piece_at(call->in, p, node->in[X].c, at), call->in[p->input].ld, t.slope + p->first,
-              t.shift + p->first, y->data + at * y->ld + p->first, y->ld);
+              t.shift + p->first, y->data + at * y->ld + p->first, y->ld, P);
     }
 }
 
@@ -299,7 +299,7 @@ static void backward_strip(const boot_node *node, const boot_call *call, int64_t
         float *dz = strip + c;
         if (fresh)
             slopes((boot_act)node->attr[ACT], pixels, own->width, x, ldx,
-                   dy->data + at * dy->ld + c, dy->ld, &t, dz, C);
+                   dy->data + at * dy->ld + c, dy->ld, &t, dz, C, node->out.h * node->out.w);
         if (sums)
             grad_sums(pixels, own->width, x, ldx, dz, C, &t, sums + c, C);
         else if (call->din[own->input].data)

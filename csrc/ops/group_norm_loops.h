@@ -23,6 +23,22 @@ typedef struct {
    takes three or four cycles, and two may begin in each. */
 enum { PAIR = 2 * BOOT_LANES };
 
+/* BODY for every pixel p and channel c, two vectors of channels at a time: numbers that belong to
+   channels stay in registers meanwhile. FETCH: for each two vectors, from channel `first` on. */
+#define EACH_PIXEL(FETCH, BODY)                                                                    \
+    do {                                                                                           \
+        int64_t first = 0;                                                                         \
+        for (; first + PAIR <= C; first += PAIR)                                                   \
+            for (int64_t p = 0; p < pixels; p++) {                                                 \
+                FETCH;                                                                             \
+                for (int64_t c = first; c < first + PAIR; c++) BODY;                               \
+            }                                                                                      \
+        for (int64_t p = 0; first < C && p < pixels; p++)                                          \
+            for (int64_t c = first; c < C; c++) BODY;                                              \
+    } while (0)
+
+#define FETCH_PAIR(x) (__builtin_prefetch(x), __builtin_prefetch((x) + BOOT_LANES))
+
 /* Sums of x - origin and, `apart` floats after them, of its square of channels [c, c + 16) and,
    where there are two vectors, the 16 after them, which all exist then. */
 BOOT_INLINE void moments_of(const int vectors, int64_t pixels, int64_t C, int64_t c, const float *x,
@@ -128,40 +144,41 @@ BOOT_MULTI_ISA(fold_terms,
                 const float *shift, const channel_terms *t),
                (c, end, weight, bias, s, shift, t))
 
-/* y = act(a x + b) with per-channel a, b. */
+/* y = act(a x + b) with per-channel a, b. next: pixels from here to what is
+   read next, which is fetched meanwhile. */
 BOOT_INLINE void apply_body(boot_act act, int64_t pixels, int64_t C, const float *restrict x,
                             int64_t ldx, const float *restrict a, const float *restrict b,
-                            float *restrict y, int64_t ldy) {
+                            float *restrict y, int64_t ldy, int64_t next) {
 #define APPLY(A)                                                                                   \
-    for (int64_t p = 0; p < pixels; p++)                                                           \
-        for (int64_t c = 0; c < C; c++)                                                            \
-            y[p * ldy + c] = boot_act_value(A, a[c] * x[p * ldx + c] + b[c]);
+    EACH_PIXEL(FETCH_PAIR(x + (p + next) * ldx + first),                                           \
+               y[p * ldy + c] = boot_act_value(A, a[c] * x[p * ldx + c] + b[c]));
     BOOT_FOR_ACT(APPLY)
 #undef APPLY
 }
 BOOT_MULTI_ISA(apply,
                (boot_act act, int64_t pixels, int64_t C, const float *x, int64_t ldx,
-                const float *a, const float *b, float *restrict y, int64_t ldy),
-               (act, pixels, C, x, ldx, a, b, y, ldy))
+                const float *a, const float *b, float *restrict y, int64_t ldy, int64_t next),
+               (act, pixels, C, x, ldx, a, b, y, ldy, next))
 
-/* dz: (pixels, C) = act'(z) dy */
+/* dz: (pixels, C) = act'(z) dy; next: as above. */
 BOOT_INLINE void slopes_body(boot_act act, int64_t pixels, int64_t C, const float *restrict x,
                              int64_t ldx, const float *restrict dy, int64_t ldy,
-                             const channel_terms *t, float *restrict dz, int64_t ldz) {
+                             const channel_terms *t, float *restrict dz, int64_t ldz,
+                             int64_t next) {
     const float *restrict slope = t->slope, *restrict shift = t->shift;
 #define SLOPES(A)                                                                                  \
-    for (int64_t p = 0; p < pixels; p++)                                                           \
-        for (int64_t c = 0; c < C; c++)                                                            \
-            dz[p * ldz + c] =                                                                      \
-                dy[p * ldy + c] * boot_act_slope(A, slope[c] * x[p * ldx + c] + shift[c]);
+    EACH_PIXEL(                                                                                    \
+        (FETCH_PAIR(x + (p + next) * ldx + first), FETCH_PAIR(dy + (p + next) * ldy + first)),     \
+        dz[p * ldz + c] =                                                                          \
+            dy[p * ldy + c] * boot_act_slope(A, slope[c] * x[p * ldx + c] + shift[c]));
     BOOT_FOR_ACT(SLOPES)
 #undef SLOPES
 }
 BOOT_MULTI_ISA(slopes,
                (boot_act act, int64_t pixels, int64_t C, const float *x, int64_t ldx,
                 const float *dy, int64_t ldy, const channel_terms *t, float *restrict dz,
-                int64_t ldz),
-               (act, pixels, C, x, ldx, dy, ldy, t, dz, ldz))
+                int64_t ldz, int64_t next),
+               (act, pixels, C, x, ldx, dy, ldy, t, dz, ldz, next))
 
 /* S1 and, `apart` floats after it, S2 += sums over pixels of channels [c, c + 16) and, of two
    vectors, the 16 after them. */
@@ -214,11 +231,12 @@ BOOT_INLINE void grad_apply_body(int64_t pixels, int64_t C, const float *restric
                                  const float *restrict dz, int64_t ldz, const channel_terms *t,
                                  bool accumulate, float *restrict dx, int64_t ldd) {
     const float *restrict slope = t->slope, *restrict q = t->q, *restrict r = t->r;
-    for (int64_t p = 0; p < pixels; p++)
-        for (int64_t c = 0; c < C; c++) {
-            const float own = slope[c] * dz[p * ldz + c] + (q[c] * x[p * ldx + c] + r[c]);
-            dx[p * ldd + c] = accumulate ? dx[p * ldd + c] + own : own;
-        }
+#define OWN slope[c] * dz[p * ldz + c] + (q[c] * x[p * ldx + c] + r[c])
+    if (accumulate)
+        EACH_PIXEL(, dx[p * ldd + c] += OWN);
+    else
+        EACH_PIXEL(, dx[p * ldd + c] = OWN);
+#undef OWN
 }
 BOOT_MULTI_ISA(grad_apply,
                (int64_t pixels, int64_t C, const float *x, int64_t ldx, const float *dz,
