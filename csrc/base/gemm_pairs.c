@@ -1,4 +1,4 @@
-/* gemm_pairs.c: the inner product of Winograd (1968) on register tiles of 12 x 32, for AVX-512. */
+/* gemm_pairs.c: the inner product of Winograd (1968) on register tiles, for AVX-512. */
 #include "base/gemm_pairs.h"
 
 #include <math.h>
@@ -8,7 +8,8 @@
 
 #if defined(__x86_64__)
 
-enum { MR = 12, NR = BOOT_PAIRS_NR, AHEAD = 24, LINE = 16 };
+/* Rows of a tile of one or two vectors, and of four. */
+enum { MR = 12, MR_4 = 5, NR = BOOT_PAIRS_NR, AHEAD = 24, LINE = 16 };
 #define INLINE BOOT_TARGET_AVX512 static inline __attribute__((always_inline))
 
 /* y + x in every lane, and sum += y x. Zen 4 reads x for nothing as a part of an operation; in a
@@ -17,131 +18,184 @@ enum { MR = 12, NR = BOOT_PAIRS_NR, AHEAD = 24, LINE = 16 };
     __asm__("vaddps %2%{1to16%}, %1, %0" : "=v"(sum) : "v"(y), "m"(*(x)))
 #define MULTIPLY_BROADCAST(sum, y, x)                                                              \
     __asm__("vfmadd231ps %2%{1to16%}, %1, %0" : "+v"(sum) : "v"(y), "m"(*(x)))
+#define BROADCAST(y, x) __asm__("vbroadcastss %1, %0" : "=v"(y) : "m"(*(x)))
 
-/* sum += (x[0] + odd) (x[16] + even): two additions and a product, or one and two; with half of
-   them of each kind, units of both kinds have the same number of operations. */
-#define ADD_PAIR(sum, x, even, odd)                                                                \
-    do {                                                                                           \
-        boot_lanes first, second;                                                                  \
-        ADD_BROADCAST(first, odd, x);                                                              \
-        ADD_BROADCAST(second, even, (x) + BOOT_LANES);                                             \
-        sum += first * second;                                                                     \
-    } while (0)
-#define ADD_PAIR_BY_TWO(sum, x, even, odd)                                                         \
-    do {                                                                                           \
-        boot_lanes second;                                                                         \
-        ADD_BROADCAST(second, even, (x) + BOOT_LANES);                                             \
-        MULTIPLY_BROADCAST(sum, second, x);                                                        \
-        sum += odd * second;                                                                       \
-    } while (0)
+/* sum[w] += (x[0] + odd[w]) (x[16] + even[w]): two additions and a product, or one and two; with
+   half of the vectors of each kind, units of both kinds have the same number of operations. HELD:
+   both x are read once; Zen 5, which has more units than it reads operands for, is faster so. */
+INLINE void add_pairs(const bool HELD, const int W, boot_lanes sum[4], const float *x,
+                      const boot_lanes even[4], const boot_lanes odd[4]) {
+    boot_lanes own[2], first, second;
+    if (HELD) {
+        BROADCAST(own[0], x);
+        BROADCAST(own[1], x + BOOT_LANES);
+    }
+    BOOT_UNROLLED for (int w = 0; w < W; w++) {
+        if (HELD)
+            second = own[1] + even[w];
+        else
+            ADD_BROADCAST(second, even[w], x + BOOT_LANES);
+        if (w % 2 == 1) {
+            if (HELD)
+                first = own[0] + odd[w];
+            else
+                ADD_BROADCAST(first, odd[w], x);
+            sum[w] += first * second;
+            continue;
+        }
+        if (HELD)
+            sum[w] += own[0] * second;
+        else
+            MULTIPLY_BROADCAST(sum[w], second, x);
+        sum[w] += odd[w] * second;
+    }
+}
 
-/* C tile (R x W 16); ON, R and W are constants. */
-INLINE void tile(const bool ON, const int R, const int W, int64_t K, const float *a, int64_t rsa,
-                 const float *sums, const float *b, float *c, int64_t ldc) {
-    boot_lanes sum[MR][2];
-    const float *row[(MR + 2) / 3], *next = a + R * rsa; /* next: the tile below, to be fetched */
+/* Vector w of row k of b, of one panel or of two that are `apart`. */
+#define B_VECTOR(k, w)                                                                             \
+    (*(const boot_lanes *)(b + (w) / 2 * apart + (k) * NR + (w) % 2 * BOOT_LANES))
+
+/* Eight steps: sum (R x W 16) += 16 inputs of A by as many of B, whose rows move on; in each a line
+   or two of A is fetched. */
+INLINE void eight_steps(const bool HELD, const int R, const int W, boot_lanes sum[MR][4],
+                        const float *row[MR / 3], int64_t rsa, const float **at, int64_t apart,
+                        const float *fetch) {
+    const float *b = *at;
+    for (const float *end = b + 16 * NR; b < end; b += 2 * NR) {
+        boot_lanes even[4], odd[4];
+        BOOT_UNROLLED for (int w = 0; w < W; w++) {
+            even[w] = B_VECTOR(0, w);
+            odd[w] = B_VECTOR(1, w);
+            if (HELD) continue;
+            __builtin_prefetch(&B_VECTOR(AHEAD, w));
+            __builtin_prefetch(&B_VECTOR(AHEAD + 1, w));
+        }
+        __builtin_prefetch(fetch);
+        fetch += rsa;
+        if (R > 8) {
+            __builtin_prefetch(fetch);
+            fetch += rsa;
+        }
+        BOOT_UNROLLED for (int i = 0; i < R; i++)
+            add_pairs(HELD, W, sum[i], row[i / 3] + i % 3 * rsa, even, odd);
+        BOOT_UNROLLED for (int i = 0; i < R; i += 3) row[i / 3]++;
+    }
+    *at = b;
+}
+
+/* C tile (R x W 16); HELD, ON, R and W are constants. */
+INLINE void tile(const bool HELD, const bool ON, const int R, const int W, int64_t K,
+                 const float *a, int64_t rsa, const float *sums, const float *b, int64_t apart,
+                 float *c, int64_t ldc) {
+    boot_lanes sum[MR][4];
+    const float *row[MR / 3], *next = a + R * rsa; /* next: the tile below, to be fetched */
     float *ahead = c;
-    int64_t left = LINE, steps = BOOT_LANES; /* to the next line, and the next 32 inputs */
-    for (int i = 0; i < R; i++) {
-        for (int w = 0; w < W; w++) {
-            sum[i][w] = *(const boot_lanes *)(b + w * BOOT_LANES);
+    BOOT_UNROLLED for (int i = 0; i < R; i++) {
+        BOOT_UNROLLED for (int w = 0; w < W; w++) {
+            sum[i][w] = B_VECTOR(0, w);
             if (ON)
                 sum[i][w] += *(const boot_lanes *)(ahead + w * BOOT_LANES);
-            else
+            else if (!HELD)
                 __builtin_prefetch(ahead + w * BOOT_LANES, 1);
         }
         ahead += ldc;
         BOOT_OPAQUE(ahead);
     }
-    for (int i = 0; i < R; i += 3) {
+    BOOT_UNROLLED for (int i = 0; i < R; i += 3) {
         row[i / 3] = a + i * rsa;
         BOOT_OPAQUE(row[i / 3]);
     }
-    for (;;) {
+    for (b += NR;; b += NR) {
         const int64_t depth = boot_least(K, BOOT_PAIRS_DEPTH);
-        K -= depth, b += NR;
-        for (const float *end = b + depth * NR; b < end; b += 2 * NR) {
-            boot_lanes even[2], odd[2];
-            for (int w = 0; w < W; w++) {
-                even[w] = *(const boot_lanes *)(b + w * BOOT_LANES);
-                odd[w] = *(const boot_lanes *)(b + NR + w * BOOT_LANES);
-                __builtin_prefetch(b + AHEAD * NR + w * BOOT_LANES);
-                __builtin_prefetch(b + (AHEAD + 1) * NR + w * BOOT_LANES);
-            }
-            for (int half = 0; half < 2; half++) {
-                __builtin_prefetch(next);
-                left--;
-                next += left ? rsa : LINE - (LINE - 1) * rsa;
-                left = left ? left : LINE;
-            }
-            for (int i = 0; i < R; i++) {
-                const float *x = row[i / 3] + i % 3 * rsa;
-                ADD_PAIR_BY_TWO(sum[i][0], x, even[0], odd[0]);
-                if (W == 2) ADD_PAIR(sum[i][1], x, even[1], odd[1]);
-            }
-            steps--;
-            const int64_t on = steps ? 1 : 1 + BOOT_LANES;
-            steps = steps ? steps : BOOT_LANES;
-            for (int i = 0; i < R; i += 3) row[i / 3] += on;
+        K -= depth;
+        for (const float *end = next + depth; next < end; next += 2 * LINE) {
+            for (int line = 0; line < 2; line++)
+                eight_steps(HELD, R, W, sum, row, rsa, &b, apart, next + line * LINE);
+            BOOT_UNROLLED for (int i = 0; i < R; i += 3) row[i / 3] += BOOT_LANES;
         }
         if (K == 0) break;
-        for (int w = 0; w < W; w++)
-            for (int i = 0; i < R; i++) sum[i][w] += *(const boot_lanes *)(b + w * BOOT_LANES);
+        BOOT_UNROLLED for (int w = 0; w < W; w++) {
+            BOOT_UNROLLED for (int i = 0; i < R; i++) sum[i][w] += B_VECTOR(0, w);
+        }
     }
-    for (int i = 0; i < R; i++) {
+    BOOT_UNROLLED for (int i = 0; i < R; i++) {
         const float less = sums ? sums[i] : 0;
-        for (int w = 0; w < W; w++) *(boot_lanes *)(c + w * BOOT_LANES) = sum[i][w] - less;
+        BOOT_UNROLLED for (int w = 0; w < W; w++) {
+            *(boot_lanes *)(c + w * BOOT_LANES) = sum[i][w] - less;
+        }
         c += ldc;
         BOOT_OPAQUE(c);
     }
 }
 
-/* All rows of one panel. */
-INLINE void rows_of(const bool ON, const int W, int64_t M, int64_t K, const float *a, int64_t rsa,
-                    const float *sums, const float *b, float *c, int64_t ldc) {
-    int64_t i = 0;
-#define TILE(R) tile(ON, R, W, K, a + i * rsa, rsa, sums ? sums + i : NULL, b, c + i * ldc, ldc)
-    for (; i + MR <= M; i += MR) TILE(MR);
-    switch (M - i) {
-#define ROWS(R)                                                                                    \
-    case R:                                                                                        \
-        TILE(R);                                                                                   \
-        break;
-        ROWS(1)
-        ROWS(2)
-        ROWS(3)
-        ROWS(4)
-        ROWS(5)
-        ROWS(6)
-        ROWS(7)
-        ROWS(8)
-        ROWS(9)
-        ROWS(10)
-        ROWS(11)
-    default:
-        break;
+/* Tiles of every height, each a function: TILES is their table. */
+typedef void (*tile_fn)(int64_t K, const float *a, int64_t rsa, const float *sums, const float *b,
+                        int64_t apart, float *c, int64_t ldc);
+#define TILE(NAME, HELD, ON, W, R)                                                                 \
+    BOOT_TARGET_AVX512 static void NAME##_##R(int64_t K, const float *a, int64_t rsa,              \
+                                              const float *sums, const float *b, int64_t apart,    \
+                                              float *c, int64_t ldc) {                             \
+        tile(HELD, ON, R, W, K, a, rsa, sums, b, apart, c, ldc);                                   \
     }
-#undef ROWS
-#undef TILE
+#define TILES_TO_5(NAME, HELD, ON, W)                                                              \
+    TILE(NAME, HELD, ON, W, 1)                                                                     \
+    TILE(NAME, HELD, ON, W, 2)                                                                     \
+    TILE(NAME, HELD, ON, W, 3)                                                                     \
+    TILE(NAME, HELD, ON, W, 4)                                                                     \
+    TILE(NAME, HELD, ON, W, 5)
+#define TILES(NAME, HELD, ON, W)                                                                   \
+    TILES_TO_5(NAME, HELD, ON, W)                                                                  \
+    TILE(NAME, HELD, ON, W, 6)                                                                     \
+    TILE(NAME, HELD, ON, W, 7)                                                                     \
+    TILE(NAME, HELD, ON, W, 8)                                                                     \
+    TILE(NAME, HELD, ON, W, 9)                                                                     \
+    TILE(NAME, HELD, ON, W, 10)                                                                    \
+    TILE(NAME, HELD, ON, W, 11)                                                                    \
+    TILE(NAME, HELD, ON, W, 12)
+#define TABLE_TO_5(NAME) NAME##_1, NAME##_2, NAME##_3, NAME##_4, NAME##_5
+#define TABLE(NAME)                                                                                \
+    {TABLE_TO_5(NAME), NAME##_6, NAME##_7, NAME##_8, NAME##_9, NAME##_10, NAME##_11, NAME##_12}
+TILES(read_1, false, false, 1)
+TILES(read_2, false, false, 2)
+TILES(read_on_1, false, true, 1)
+TILES(read_on_2, false, true, 2)
+TILES(held_1, true, false, 1)
+TILES(held_2, true, false, 2)
+TILES_TO_5(held_4, true, false, 4)
+TILES(held_on_1, true, true, 1)
+TILES(held_on_2, true, true, 2)
+TILES_TO_5(held_on_4, true, true, 4)
+
+/* [HELD][ON][one vector, two, four][rows - 1] */
+static const tile_fn tiles[2][2][3][MR] = {
+    {{TABLE(read_1), TABLE(read_2)}, {TABLE(read_on_1), TABLE(read_on_2)}},
+    {{TABLE(held_1), TABLE(held_2), {TABLE_TO_5(held_4)}},
+     {TABLE(held_on_1), TABLE(held_on_2), {TABLE_TO_5(held_on_4)}}}};
+
+/* All rows, in tiles of about one height: low ones leave units without work. */
+static void rows_of(const tile_fn *of, int64_t most, int64_t M, int64_t K, const float *a,
+                    int64_t rsa, const float *sums, const float *b, int64_t apart, float *c,
+                    int64_t ldc) {
+    for (int64_t i = 0, left = (M + most - 1) / most; left > 0; left--) {
+        const int64_t height = (M - i + left - 1) / left;
+        of[height - 1](K, a + i * rsa, rsa, sums ? sums + i : NULL, b, apart, c + i * ldc, ldc);
+        i += height;
+    }
 }
 
-#define PANEL(NAME, ON, W)                                                                         \
-    BOOT_TARGET_AVX512 static void NAME(int64_t M, int64_t K, const float *a, int64_t rsa,         \
-                                        const float *sums, const float *b, float *c,               \
-                                        int64_t ldc) {                                             \
-        rows_of(ON, W, M, K, a, rsa, sums, b, c, ldc);                                             \
-    }
-PANEL(wide, false, 2)
-PANEL(narrow, false, 1)
-PANEL(wide_on, true, 2)
-PANEL(narrow_on, true, 1)
+int boot_pairs_wide(void) { return boot_adds_beside() ? 2 * NR : NR; }
 
-void boot_pairs_panel(int64_t M, int64_t columns, int64_t K, const float *a, int64_t rsa,
-                      const float *sums, const float *b, float *c, int64_t ldc, bool on) {
-    if (columns <= NR / 2)
-        (on ? narrow_on : narrow)(M, K, a, rsa, sums, b, c, ldc);
-    else
-        (on ? wide_on : wide)(M, K, a, rsa, sums, b, c, ldc);
+void boot_pairs_panels(int64_t M, int64_t columns, int64_t K, const float *a, int64_t rsa,
+                       const float *sums, const float *b, int64_t apart, float *c, int64_t ldc,
+                       bool on) {
+    const bool held = boot_adds_beside();
+    for (int64_t j = 0; j < columns; b += apart) {
+        const int64_t left = columns - j;
+        const int of = held && left > NR + NR / 2 ? 2 : left > NR / 2;
+        rows_of(tiles[held][on][of], of == 2 ? MR_4 : MR, M, K, a, rsa, sums, b, apart, c + j, ldc);
+        j += of == 2 ? 2 * NR : NR;
+        if (of == 2) b += apart;
+    }
 }
 
 bool boot_pairs_available(void) { return boot_isa() == BOOT_ISA_AVX512; }
@@ -160,17 +214,20 @@ enum { SUMS = 8 }; /* rows whose sums are made together */
 /* Of eight rows, or the first `rows`: the sums of pairs, and behind them those of squares. */
 INLINE boot_lanes some_row_sums(int64_t rows, int64_t K, const float *a, int64_t rsa) {
     boot_lanes r[2 * SUMS];
+    const float *x[SUMS];
     for (int i = 0; i < SUMS; i++) {
-        const float *x = a + (i < rows ? i : 0) * rsa;
+        x[i] = a + (i < rows ? i : 0) * rsa;
+        BOOT_OPAQUE(x[i]);
         r[i] = r[SUMS + i] = (boot_lanes){0};
-        for (int64_t k = 0; k < K; k += 2 * BOOT_LANES) {
-            const boot_lanes v = *(const boot_lanes *)(x + k);
-            const boot_lanes w = *(const boot_lanes *)(x + k + BOOT_LANES);
+    }
+    for (int64_t k = 0; k < K; k += 2 * BOOT_LANES)
+        for (int i = 0; i < SUMS; i++) {
+            const boot_lanes v = *(const boot_lanes *)(x[i] + k);
+            const boot_lanes w = *(const boot_lanes *)(x[i] + k + BOOT_LANES);
             r[i] += v * w;
             r[SUMS + i] += v * v;
             r[SUMS + i] += w * w;
         }
-    }
     MERGE(8)
     MERGE(4)
     MERGE(2)
@@ -235,10 +292,12 @@ bool boot_pairs_row_sums(int64_t rows, int64_t K, float *a, int64_t rsa, float *
 #else
 
 bool boot_pairs_available(void) { return false; }
-void boot_pairs_panel(int64_t M, int64_t columns, int64_t K, const float *a, int64_t rsa,
-                      const float *sums, const float *b, float *c, int64_t ldc, bool on) {
+int boot_pairs_wide(void) { return BOOT_PAIRS_NR; }
+void boot_pairs_panels(int64_t M, int64_t columns, int64_t K, const float *a, int64_t rsa,
+                       const float *sums, const float *b, int64_t apart, float *c, int64_t ldc,
+                       bool on) {
     (void)M, (void)columns, (void)K, (void)a, (void)rsa, (void)sums;
-    (void)b, (void)c, (void)ldc, (void)on;
+    (void)b, (void)apart, (void)c, (void)ldc, (void)on;
 }
 bool boot_pairs_row_sums(int64_t rows, int64_t K, float *a, int64_t rsa, float *sums,
                          float *backs) {

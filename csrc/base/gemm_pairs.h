@@ -30,11 +30,16 @@ static inline int64_t boot_pairs_row(int64_t p) { return p / 32 * 32 + p % 2 * 1
 /* Whether this processor has the instructions (AVX-512). */
 bool boot_pairs_available(void);
 
-/* The first `columns` of one panel: C (M x columns, row stride ldc, written up to the next 16) = A
-   B, or += where `on`. A: M x K, row stride rsa. sums: of the pairs of each row of A, subtracted
-   last; NULL: more pieces of K follow. b: boot_pairs_rows(K) rows of 32. K: a multiple of 32. */
-void boot_pairs_panel(int64_t M, int64_t columns, int64_t K, const float *a, int64_t rsa,
-                      const float *sums, const float *b, float *c, int64_t ldc, bool on);
+/* How many columns are best computed at once: those of one panel, or of two. */
+int boot_pairs_wide(void);
+
+/* C (M x columns, row stride ldc, written up to the next 16 columns) = A B, or += where `on`. A: M
+   x K, row stride rsa. sums: of the pairs of each row of A, subtracted last; NULL: more pieces of K
+   follow. b: panels of boot_pairs_rows(K) rows of 32, each `apart` from the one before. K: a
+   multiple of 32. */
+void boot_pairs_panels(int64_t M, int64_t columns, int64_t K, const float *a, int64_t rsa,
+                       const float *sums, const float *b, int64_t apart, float *c, int64_t ldc,
+                       bool on);
 
 /* sums[i] = sum_p a_p a_p' of row i of A (rows x K, row stride rsa). A row whose root mean square
    is not within 1/2 ... 128 is brought to about 16 by a power of two, and C's row is to be

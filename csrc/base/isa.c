@@ -2,8 +2,13 @@
 #include "base/isa.h"
 
 #include <stdatomic.h>
+#include <stdbool.h>
 #include <stdlib.h>
 #include <string.h>
+
+#if defined(__x86_64__)
+#include <cpuid.h>
+#endif
 
 static boot_isa_level detect(void) {
     boot_isa_level level = BOOT_ISA_BASE;
@@ -30,6 +35,30 @@ boot_isa_level boot_isa(void) {
         atomic_store_explicit(&known, level, memory_order_relaxed);
     }
     return (boot_isa_level)level;
+}
+
+static bool detect_adds_beside(void) {
+#if defined(__x86_64__)
+    enum { ZEN_5 = 0x1a };
+    unsigned eax, ebx, ecx, edx;
+    char vendor[12];
+    if (!__get_cpuid(0, &eax, &ebx, &ecx, &edx)) return false;
+    memcpy(vendor, &ebx, 4), memcpy(vendor + 4, &edx, 4), memcpy(vendor + 8, &ecx, 4);
+    if (memcmp(vendor, "AuthenticAMD", 12) || !__get_cpuid(1, &eax, &ebx, &ecx, &edx)) return false;
+    return (eax >> 8 & 0xf) + (eax >> 20 & 0xff) >= ZEN_5; /* the family */
+#else
+    return false;
+#endif
+}
+
+bool boot_adds_beside(void) {
+    static atomic_int known = -1; /* as above */
+    int beside = atomic_load_explicit(&known, memory_order_relaxed);
+    if (beside < 0) {
+        beside = detect_adds_beside();
+        atomic_store_explicit(&known, beside, memory_order_relaxed);
+    }
+    return beside != 0;
 }
 
 const char *boot_isa_name(boot_isa_level level) {

@@ -2,12 +2,18 @@
 #ifndef BOOT_ISA_H
 #define BOOT_ISA_H
 
+#include <stdbool.h>
+
 typedef enum { BOOT_ISA_BASE = 0, BOOT_ISA_AVX2, BOOT_ISA_AVX512 } boot_isa_level;
 
 /* Best level that this processor has, capped by the environment variable BOOT_MAX_ISA
    (base, avx2, avx512), read once per process. */
 boot_isa_level boot_isa(void);
 const char *boot_isa_name(boot_isa_level level);
+
+/* Whether additions of 512 bits have units of their own beside those of products, as from AMD's
+   Zen 5 on: four such operations may begin in a cycle there, and only two of them read memory. */
+bool boot_adds_beside(void);
 
 #if defined(__x86_64__)
 #define BOOT_TARGET_AVX2 __attribute__((target("avx2,fma,bmi2")))
@@ -24,6 +30,10 @@ const char *boot_isa_name(boot_isa_level level);
 /* Makes the compiler forget how pointer p came about. It would otherwise work out the addresses of
    all rows of an unrolled loop beforehand, and spill them, and sums with them, to the stack. */
 #define BOOT_OPAQUE(p) __asm__("" : "+r"(p))
+
+/* Before a loop of up to 12 rounds, constant in number: unrolled before anything else is done. An
+   array of sums stays in registers only where all of its indices are constants that early. */
+#define BOOT_UNROLLED _Pragma("GCC unroll 12")
 
 /* From an always-inline `name_body PARAMS`, make `name PARAMS`: the same C compiled for every
    level, chosen at run time. Bodies hold plain loops that the compiler vectorises; no OpenMP
