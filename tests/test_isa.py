@@ -18,15 +18,20 @@ FULL = _core.show_config()["isa"]
 LOWER = LEVELS[: LEVELS.index(FULL)]
 
 
-def run_capped(level: str, *command: str) -> str:
-    """Run Python with BOOT_MAX_ISA set; the cap is read once per process."""
+def run_with(variable: str, value: str, *command: str) -> str:
+    """Run Python with an environment variable set; the core reads its own once per process."""
     # The same `boot` as here, be it installed or in the source tree.
     where = str(Path(boot.__file__).resolve().parents[1])
-    environment = {**os.environ, "BOOT_MAX_ISA": level, "PYTHONPATH": where}
+    environment = {**os.environ, variable: value, "PYTHONPATH": where}
     command = (sys.executable, *command)
     done = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=HERE)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-1000:]
     return done.stdout
+
+
+def run_capped(level: str, *command: str) -> str:
+    """Run Python with the instruction set capped."""
+    return run_with("BOOT_MAX_ISA", level, *command)
 
 
 @pytest.mark.parametrize("level", LOWER)
@@ -41,3 +46,25 @@ def test_operations_and_networks_are_right_on_older_processors(level):
 def test_a_cap_above_the_processor_changes_nothing():
     code = "from boot import _core; print(_core.show_config()['isa'])"
     assert run_capped("avx512", "-c", code).strip() == FULL
+
+
+PRODUCTS_OF_PAIRS = """
+import hashlib, numpy as np
+from boot import _core
+from test_ops import KERNELS, SAME_SIZE
+attrs = {**SAME_SIZE, "kernel": KERNELS.index("winograd_pairs")}
+rng = np.random.default_rng(0)
+for rows, inputs, outputs in [(n, 32, 48) for n in range(1, 15)] + [(9, 224, 80)]:
+    x = rng.standard_normal((rows, 4, 4, inputs), np.float32)  # an image is a tile
+    weight = rng.standard_normal((outputs, inputs, 3, 3), np.float32)
+    y = _core.op_forward("conv2d", {"x": x, "weight": weight}, attrs)
+    print(rows, hashlib.sha256(y.tobytes()).hexdigest())
+"""
+
+
+@pytest.mark.skipif(FULL != "avx512", reason="products of pairs need AVX-512")
+def test_products_of_pairs_have_the_same_bits_on_all_processors():
+    """Operands that are read from memory, or held in registers: tiles of 1 to 12 rows."""
+    read, held = (run_with("BOOT_ADDS_BESIDE", on, "-c", PRODUCTS_OF_PAIRS) for on in "01")
+    assert read == held
+    assert len(set(read.splitlines())) == 15

@@ -8,8 +8,7 @@
 
 #if defined(__x86_64__)
 
-/* Rows of a tile of one or two vectors, and of four. */
-enum { MR = 12, MR_4 = 5, NR = BOOT_PAIRS_NR, AHEAD = 24, LINE = 16 };
+enum { MR = 12, NR = BOOT_PAIRS_NR, AHEAD = 24, LINE = 16 };
 #define INLINE BOOT_TARGET_AVX512 static inline __attribute__((always_inline))
 
 /* y + x in every lane, and sum += y x. Zen 4 reads x for nothing as a part of an operation; in a
@@ -23,8 +22,8 @@ enum { MR = 12, MR_4 = 5, NR = BOOT_PAIRS_NR, AHEAD = 24, LINE = 16 };
 /* sum[w] += (x[0] + odd[w]) (x[16] + even[w]): two additions and a product, or one and two; with
    half of the vectors of each kind, units of both kinds have the same number of operations. HELD:
    both x are read once; Zen 5, which has more units than it reads operands for, is faster so. */
-INLINE void add_pairs(const bool HELD, const int W, boot_lanes sum[4], const float *x,
-                      const boot_lanes even[4], const boot_lanes odd[4]) {
+INLINE void add_pairs(const bool HELD, const int W, boot_lanes sum[2], const float *x,
+                      const boot_lanes even[2], const boot_lanes odd[2]) {
     boot_lanes own[2], first, second;
     if (HELD) {
         BROADCAST(own[0], x);
@@ -51,18 +50,17 @@ INLINE void add_pairs(const bool HELD, const int W, boot_lanes sum[4], const flo
     }
 }
 
-/* Vector w of row k of b, of one panel or of two that are `apart`. */
-#define B_VECTOR(k, w)                                                                             \
-    (*(const boot_lanes *)(b + (w) / 2 * apart + (k) * NR + (w) % 2 * BOOT_LANES))
+/* Vector w of row k of b. */
+#define B_VECTOR(k, w) (*(const boot_lanes *)(b + (k) * NR + (w) * BOOT_LANES))
 
 /* Eight steps: sum (R x W 16) += 16 inputs of A by as many of B, whose rows move on; in each a line
    or two of A is fetched. */
-INLINE void eight_steps(const bool HELD, const int R, const int W, boot_lanes sum[MR][4],
-                        const float *row[MR / 3], int64_t rsa, const float **at, int64_t apart,
+INLINE void eight_steps(const bool HELD, const int R, const int W, boot_lanes sum[MR][2],
+                        const float *row[MR / 3], int64_t rsa, const float **at,
                         const float *fetch) {
     const float *b = *at;
     for (const float *end = b + 16 * NR; b < end; b += 2 * NR) {
-        boot_lanes even[4], odd[4];
+        boot_lanes even[2], odd[2];
         BOOT_UNROLLED for (int w = 0; w < W; w++) {
             even[w] = B_VECTOR(0, w);
             odd[w] = B_VECTOR(1, w);
@@ -85,9 +83,9 @@ INLINE void eight_steps(const bool HELD, const int R, const int W, boot_lanes su
 
 /* C tile (R x W 16); HELD, ON, R and W are constants. */
 INLINE void tile(const bool HELD, const bool ON, const int R, const int W, int64_t K,
-                 const float *a, int64_t rsa, const float *sums, const float *b, int64_t apart,
-                 float *c, int64_t ldc) {
-    boot_lanes sum[MR][4];
+                 const float *a, int64_t rsa, const float *sums, const float *b, float *c,
+                 int64_t ldc) {
+    boot_lanes sum[MR][2];
     const float *row[MR / 3], *next = a + R * rsa; /* next: the tile below, to be fetched */
     float *ahead = c;
     BOOT_UNROLLED for (int i = 0; i < R; i++) {
@@ -110,7 +108,7 @@ INLINE void tile(const bool HELD, const bool ON, const int R, const int W, int64
         K -= depth;
         for (const float *end = next + depth; next < end; next += 2 * LINE) {
             for (int line = 0; line < 2; line++)
-                eight_steps(HELD, R, W, sum, row, rsa, &b, apart, next + line * LINE);
+                eight_steps(HELD, R, W, sum, row, rsa, &b, next + line * LINE);
             BOOT_UNROLLED for (int i = 0; i < R; i += 3) row[i / 3] += BOOT_LANES;
         }
         if (K == 0) break;
@@ -128,73 +126,52 @@ INLINE void tile(const bool HELD, const bool ON, const int R, const int W, int64
     }
 }
 
-/* Tiles of every height, each a function: TILES is their table. */
+/* Tiles of every height, each a function, and their table. */
 typedef void (*tile_fn)(int64_t K, const float *a, int64_t rsa, const float *sums, const float *b,
-                        int64_t apart, float *c, int64_t ldc);
+                        float *c, int64_t ldc);
 #define TILE(NAME, HELD, ON, W, R)                                                                 \
     BOOT_TARGET_AVX512 static void NAME##_##R(int64_t K, const float *a, int64_t rsa,              \
-                                              const float *sums, const float *b, int64_t apart,    \
-                                              float *c, int64_t ldc) {                             \
-        tile(HELD, ON, R, W, K, a, rsa, sums, b, apart, c, ldc);                                   \
+                                              const float *sums, const float *b, float *c,         \
+                                              int64_t ldc) {                                       \
+        tile(HELD, ON, R, W, K, a, rsa, sums, b, c, ldc);                                          \
     }
-#define TILES_TO_5(NAME, HELD, ON, W)                                                              \
+#define TILES(NAME, HELD, ON, W)                                                                   \
     TILE(NAME, HELD, ON, W, 1)                                                                     \
     TILE(NAME, HELD, ON, W, 2)                                                                     \
     TILE(NAME, HELD, ON, W, 3)                                                                     \
     TILE(NAME, HELD, ON, W, 4)                                                                     \
-    TILE(NAME, HELD, ON, W, 5)
-#define TILES(NAME, HELD, ON, W)                                                                   \
-    TILES_TO_5(NAME, HELD, ON, W)                                                                  \
+    TILE(NAME, HELD, ON, W, 5)                                                                     \
     TILE(NAME, HELD, ON, W, 6)                                                                     \
     TILE(NAME, HELD, ON, W, 7)                                                                     \
     TILE(NAME, HELD, ON, W, 8)                                                                     \
     TILE(NAME, HELD, ON, W, 9)                                                                     \
     TILE(NAME, HELD, ON, W, 10)                                                                    \
     TILE(NAME, HELD, ON, W, 11)                                                                    \
-    TILE(NAME, HELD, ON, W, 12)
-#define TABLE_TO_5(NAME) NAME##_1, NAME##_2, NAME##_3, NAME##_4, NAME##_5
-#define TABLE(NAME)                                                                                \
-    {TABLE_TO_5(NAME), NAME##_6, NAME##_7, NAME##_8, NAME##_9, NAME##_10, NAME##_11, NAME##_12}
-TILES(read_1, false, false, 1)
-TILES(read_2, false, false, 2)
-TILES(read_on_1, false, true, 1)
-TILES(read_on_2, false, true, 2)
-TILES(held_1, true, false, 1)
-TILES(held_2, true, false, 2)
-TILES_TO_5(held_4, true, false, 4)
-TILES(held_on_1, true, true, 1)
-TILES(held_on_2, true, true, 2)
-TILES_TO_5(held_on_4, true, true, 4)
+    TILE(NAME, HELD, ON, W, 12)                                                                    \
+    static const tile_fn NAME[MR] = {                                                              \
+        NAME##_1, NAME##_2, NAME##_3, NAME##_4,  NAME##_5,  NAME##_6,                              \
+        NAME##_7, NAME##_8, NAME##_9, NAME##_10, NAME##_11, NAME##_12};
+TILES(wide, false, false, 2)
+TILES(narrow, false, false, 1)
+TILES(wide_on, false, true, 2)
+TILES(narrow_on, false, true, 1)
+TILES(held_wide, true, false, 2)
+TILES(held_narrow, true, false, 1)
+TILES(held_wide_on, true, true, 2)
+TILES(held_narrow_on, true, true, 1)
 
-/* [HELD][ON][one vector, two, four][rows - 1] */
-static const tile_fn tiles[2][2][3][MR] = {
-    {{TABLE(read_1), TABLE(read_2)}, {TABLE(read_on_1), TABLE(read_on_2)}},
-    {{TABLE(held_1), TABLE(held_2), {TABLE_TO_5(held_4)}},
-     {TABLE(held_on_1), TABLE(held_on_2), {TABLE_TO_5(held_on_4)}}}};
-
-/* All rows, in tiles of about one height: low ones leave units without work. */
-static void rows_of(const tile_fn *of, int64_t most, int64_t M, int64_t K, const float *a,
-                    int64_t rsa, const float *sums, const float *b, int64_t apart, float *c,
-                    int64_t ldc) {
-    for (int64_t i = 0, left = (M + most - 1) / most; left > 0; left--) {
+void boot_pairs_panel(int64_t M, int64_t columns, int64_t K, const float *a, int64_t rsa,
+                      const float *sums, const float *b, float *c, int64_t ldc, bool on) {
+    /* [held][narrow][on] */
+    static const tile_fn *const tables[2][2][2] = {
+        {{wide, wide_on}, {narrow, narrow_on}},
+        {{held_wide, held_wide_on}, {held_narrow, held_narrow_on}}};
+    const tile_fn *const tiles = tables[boot_adds_beside()][columns <= NR / 2][on];
+    /* Of about one height: low tiles leave units without work. */
+    for (int64_t i = 0, left = (M + MR - 1) / MR; left > 0; left--) {
         const int64_t height = (M - i + left - 1) / left;
-        of[height - 1](K, a + i * rsa, rsa, sums ? sums + i : NULL, b, apart, c + i * ldc, ldc);
+        tiles[height - 1](K, a + i * rsa, rsa, sums ? sums + i : NULL, b, c + i * ldc, ldc);
         i += height;
-    }
-}
-
-int boot_pairs_wide(void) { return boot_adds_beside() ? 2 * NR : NR; }
-
-void boot_pairs_panels(int64_t M, int64_t columns, int64_t K, const float *a, int64_t rsa,
-                       const float *sums, const float *b, int64_t apart, float *c, int64_t ldc,
-                       bool on) {
-    const bool held = boot_adds_beside();
-    for (int64_t j = 0; j < columns; b += apart) {
-        const int64_t left = columns - j;
-        const int of = held && left > NR + NR / 2 ? 2 : left > NR / 2;
-        rows_of(tiles[held][on][of], of == 2 ? MR_4 : MR, M, K, a, rsa, sums, b, apart, c + j, ldc);
-        j += of == 2 ? 2 * NR : NR;
-        if (of == 2) b += apart;
     }
 }
 
@@ -292,12 +269,10 @@ bool boot_pairs_row_sums(int64_t rows, int64_t K, float *a, int64_t rsa, float *
 #else
 
 bool boot_pairs_available(void) { return false; }
-int boot_pairs_wide(void) { return BOOT_PAIRS_NR; }
-void boot_pairs_panels(int64_t M, int64_t columns, int64_t K, const float *a, int64_t rsa,
-                       const float *sums, const float *b, int64_t apart, float *c, int64_t ldc,
-                       bool on) {
+void boot_pairs_panel(int64_t M, int64_t columns, int64_t K, const float *a, int64_t rsa,
+                      const float *sums, const float *b, float *c, int64_t ldc, bool on) {
     (void)M, (void)columns, (void)K, (void)a, (void)rsa, (void)sums;
-    (void)b, (void)apart, (void)c, (void)ldc, (void)on;
+    (void)b, (void)c, (void)ldc, (void)on;
 }
 bool boot_pairs_row_sums(int64_t rows, int64_t K, float *a, int64_t rsa, float *sums,
                          float *backs) {

@@ -5,9 +5,10 @@
  *
  * The last two sums are of one row of A and of one column of B: they are made once for many
  * products. A processor that adds beside multiplying could compute 4/3 as many products in a second
- * as by multiplications alone; a core of AMD's Zen 4 does 142 instead of 112 GFLOP/s. Digits are
- * lost where a row of A has larger numbers than a column of B, or smaller: the caller brings both
- * to about 16 (boot_pairs_scale). */
+ * as by multiplications alone; a core of AMD's Zen 4 does 142 instead of 112 GFLOP/s, one of Zen 5
+ * 308 instead of 260. Digits are lost where a row of A has larger numbers than a column of B, or
+ * smaller: the caller brings both to about 16 (boot_pairs_scale).
+ */
 #ifndef BOOT_GEMM_PAIRS_H
 #define BOOT_GEMM_PAIRS_H
 
@@ -30,16 +31,11 @@ static inline int64_t boot_pairs_row(int64_t p) { return p / 32 * 32 + p % 2 * 1
 /* Whether this processor has the instructions (AVX-512). */
 bool boot_pairs_available(void);
 
-/* How many columns are best computed at once: those of one panel, or of two. */
-int boot_pairs_wide(void);
-
-/* C (M x columns, row stride ldc, written up to the next 16 columns) = A B, or += where `on`. A: M
-   x K, row stride rsa. sums: of the pairs of each row of A, subtracted last; NULL: more pieces of K
-   follow. b: panels of boot_pairs_rows(K) rows of 32, each `apart` from the one before. K: a
-   multiple of 32. */
-void boot_pairs_panels(int64_t M, int64_t columns, int64_t K, const float *a, int64_t rsa,
-                       const float *sums, const float *b, int64_t apart, float *c, int64_t ldc,
-                       bool on);
+/* The first `columns` of one panel: C (M x columns, row stride ldc, written up to the next 16) = A
+   B, or += where `on`. A: M x K, row stride rsa. sums: of the pairs of each row of A, subtracted
+   last; NULL: more pieces of K follow. b: boot_pairs_rows(K) rows of 32. K: a multiple of 32. */
+void boot_pairs_panel(int64_t M, int64_t columns, int64_t K, const float *a, int64_t rsa,
+                      const float *sums, const float *b, float *c, int64_t ldc, bool on);
 
 /* sums[i] = sum_p a_p a_p' of row i of A (rows x K, row stride rsa). A row whose root mean square
    is not within 1/2 ... 128 is brought to about 16 by a power of two, and C's row is to be
