@@ -23,6 +23,8 @@ VARIABLE = "BOOT_KERNEL_CACHE"
 MAX_MACHINES, MAX_KERNELS, MAX_BYTES = 8, 4000, 4_000_000
 WINOGRAD = ("winograd", "winograd_pairs", "dnnl_winograd")
 THREE_BY_THREE = " k3 s1 p1,1 "
+# A name alone does not tell generations apart: clouds call them all "AMD EPYC".
+_PROCESSOR = re.compile(r"^(?:cpu family|model|model name)\s*:\s*(.*)$", re.MULTILINE)
 _KEY = re.compile(r"[a-z0-9 ,]{1,95}", re.ASCII)
 
 _log = logging.getLogger("boot")
@@ -47,10 +49,10 @@ def machine_key() -> str:
         status = os.stat(_core.__file__)
         build = f"{status.st_size}.{status.st_mtime_ns}"
         with open("/proc/cpuinfo", encoding="utf-8", errors="replace") as file:
-            found = re.search(r"model name\s*:\s*(.*)", file.read(2000))
+            first = file.read(2000).split("\n\n")[0]
     except OSError:
         return ""
-    model = found[1] if found else "unknown"
+    model = " ".join(_PROCESSOR.findall(first)) or "unknown"
     names = ("boot_version", "onednn_version", "isa", "onednn_isa")
     return " | ".join([model, *(str(config[name]) for name in names), build])
 
