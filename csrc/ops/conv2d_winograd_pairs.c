@@ -133,8 +133,8 @@ void boot_winograd_product_of_pairs(const boot_winograd_pass *p, int64_t rows, i
     const float *from = v + p->planes.at[c] * p->cut.plane_v + k;
     const bool last = k + depth == p->in.channels;
     const plane_sums of = sums_of(p, v, c);
-    boot_pairs_panels(rows, boot_least(outputs, p->nr), depth, from, p->cut.ldv,
-                      last ? of.sums : NULL, u, p->panel_u, m, p->cut.ldm, k > 0);
+    boot_pairs_panel(rows, outputs, depth, from, p->cut.ldv, last ? of.sums : NULL, u, m,
+                     p->cut.ldm, k > 0);
     for (int64_t i = 0; last && *of.tamed != 0 && i < rows; i++)
         for (int64_t o = 0; o < boot_least(outputs, p->nr); o++)
             m[i * p->cut.ldm + o] *= of.backs[i];
