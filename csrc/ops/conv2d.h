@@ -53,7 +53,7 @@ typedef struct {
     bool sums;  /* weights: fills pixel_sums */
     unsigned automatic; /* bits of the directions whose timing it takes part in */
     double handicap;    /* its time is multiplied by this: the price of separate epilogues and large
-                           scratch */
+                           scratch, and what shows only in a whole network */
     bool (*applies)(const boot_conv_shape *shape, boot_conv_direction direction);
     boot_status (*create)(const boot_conv_shape *shape, boot_conv_direction direction,
                           boot_dnnl *dnnl, void **state, int64_t *scratch_floats);

@@ -30,6 +30,11 @@ static int64_t dz_pixels(const boot_tensor *y) {
     return y->h * y->w * y->c <= KEEP ? y->h * y->w : STRIP;
 }
 
+/* Pixels to the next image, if there will be room for it until it is read; else none. */
+static int64_t next_pixel(const boot_tensor *y) {
+    return y->h * y->w * y->c <= KEEP ? y->h * y->w : 0;
+}
+
 /* Floats of the terms of an image; whole cache lines. */
 static int64_t terms_floats(int64_t C) { return (11 * C + 15) / 16 * 16; }
 static int64_t all_sums_floats(const boot_tensor *y) {
@@ -190,7 +195,7 @@ static void forward_apply(const boot_node *node, const boot_call *call, const sl
         const piece *p = &pieces[i];
         apply((boot_act)node->attr[ACT], boot_least(rest, CHUNK), p->width,
               piece_at(call->in, p, node->in[X].c, at), call->in[p->input].ld, t.slope + p->first,
-              t.shift + p->first, y->data + at * y->ld + p->first, y->ld, P);
+              t.shift + p->first, y->data + at * y->ld + p->first, y->ld, next_pixel(y));
     }
 }
 
@@ -299,7 +304,7 @@ static void backward_strip(const boot_node *node, const boot_call *call, int64_t
         float *dz = strip + c;
         if (fresh)
             slopes((boot_act)node->attr[ACT], pixels, own->width, x, ldx,
-                   dy->data + at * dy->ld + c, dy->ld, &t, dz, C, node->out.h * node->out.w);
+                   dy->data + at * dy->ld + c, dy->ld, &t, dz, C, next_pixel(&node->out));
         if (sums)
             grad_sums(pixels, own->width, x, ldx, dz, C, &t, sums + c, C);
         else if (call->din[own->input].data)

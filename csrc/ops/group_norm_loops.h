@@ -24,11 +24,13 @@ typedef struct {
 enum { PAIR = 2 * BOOT_LANES };
 
 /* BODY for every pixel p and channel c, two vectors of channels at a time: numbers that belong to
-   channels stay in registers meanwhile. FETCH: for each two vectors, from channel `first` on. */
+   channels stay in registers meanwhile. Where there are many, memory is read in its order instead.
+   FETCH: for each two vectors, from channel `first` on. */
+enum { MANY = 128 };
 #define EACH_PIXEL(FETCH, BODY)                                                                    \
     do {                                                                                           \
         int64_t first = 0;                                                                         \
-        for (; first + PAIR <= C; first += PAIR)                                                   \
+        for (; C < MANY && first + PAIR <= C; first += PAIR)                                       \
             for (int64_t p = 0; p < pixels; p++) {                                                 \
                 FETCH;                                                                             \
                 for (int64_t c = first; c < first + PAIR; c++) BODY;                               \
