@@ -24,7 +24,7 @@ MAX_MACHINES, MAX_KERNELS, MAX_BYTES = 8, 4000, 4_000_000
 WINOGRAD = ("winograd", "winograd_pairs", "dnnl_winograd")
 THREE_BY_THREE = " k3 s1 p1,1 "
 # A name alone does not tell generations apart: clouds call them all "AMD EPYC".
-_PROCESSOR = re.compile(r"^(?:cpu family|model|model name)\s*:\s*(.*)$", re.MULTILINE)
+_PROCESSOR = re.compile(r"^(?:cpu family|model|model name)[ \t]*:[ \t]*(.*)$", re.MULTILINE)
 _KEY = re.compile(r"[a-z0-9 ,]{1,95}", re.ASCII)
 
 _log = logging.getLogger("boot")

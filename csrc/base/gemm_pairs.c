@@ -21,7 +21,9 @@ enum { MR = 12, NR = BOOT_PAIRS_NR, AHEAD = 24, LINE = 16 };
 
 /* sum[w] += (x[0] + odd[w]) (x[16] + even[w]): two additions and a product, or one and two; with
    half of the vectors of each kind, units of both kinds have the same number of operations. HELD:
-   both x are read once; Zen 5, which has more units than it reads operands for, is faster so. */
+   both x are read once; Zen 5, which has more units than it reads operands for, is faster so, and
+   without fetching B and C ahead, which takes reads too. The bits are the same: what the compiler
+   may round once or twice, it does to both. */
 INLINE void add_pairs(const bool HELD, const int W, boot_lanes sum[2], const float *x,
                       const boot_lanes even[2], const boot_lanes odd[2]) {
     boot_lanes own[2], first, second;
@@ -43,7 +45,7 @@ INLINE void add_pairs(const bool HELD, const int W, boot_lanes sum[2], const flo
             continue;
         }
         if (HELD)
-            sum[w] += own[0] * second;
+            __asm__("vfmadd231ps %2, %1, %0" : "+v"(sum[w]) : "v"(second), "v"(own[0]));
         else
             MULTIPLY_BROADCAST(sum[w], second, x);
         sum[w] += odd[w] * second;
@@ -180,7 +182,7 @@ bool boot_pairs_available(void) { return boot_isa() == BOOT_ISA_AVX512; }
 /* Rows i and i + S of r become one: the sums of the lanes whose numbers differ in bit S, those of
    row i in the lanes without it. */
 #define MERGE(S)                                                                                   \
-    for (int i = 0; i < S; i++) {                                                                  \
+    BOOT_UNROLLED for (int i = 0; i < S; i++) {                                                    \
         const boot_lanes x = r[i], y = r[i + S];                                                   \
         r[i] = __builtin_shuffle(x, y, (boot_lane_bits)BOOT_ALL_LANES(BOOT_KEEP, S)) +             \
                __builtin_shuffle(x, y, (boot_lane_bits)BOOT_ALL_LANES(BOOT_MOVE, S));              \
@@ -192,13 +194,12 @@ enum { SUMS = 8 }; /* rows whose sums are made together */
 INLINE boot_lanes some_row_sums(int64_t rows, int64_t K, const float *a, int64_t rsa) {
     boot_lanes r[2 * SUMS];
     const float *x[SUMS];
-    for (int i = 0; i < SUMS; i++) {
+    BOOT_UNROLLED for (int i = 0; i < SUMS; i++) {
         x[i] = a + (i < rows ? i : 0) * rsa;
         BOOT_OPAQUE(x[i]);
         r[i] = r[SUMS + i] = (boot_lanes){0};
     }
-    for (int64_t k = 0; k < K; k += 2 * BOOT_LANES)
-        for (int i = 0; i < SUMS; i++) {
+    for (int64_t k = 0; k < K; k += 2 * BOOT_LANES) BOOT_UNROLLED for (int i = 0; i < SUMS; i++) {
             const boot_lanes v = *(const boot_lanes *)(x[i] + k);
             const boot_lanes w = *(const boot_lanes *)(x[i] + k + BOOT_LANES);
             r[i] += v * w;

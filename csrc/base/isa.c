@@ -2,7 +2,6 @@
 #include "base/isa.h"
 
 #include <stdatomic.h>
-#include <stdbool.h>
 #include <stdlib.h>
 #include <string.h>
 

@@ -11,9 +11,10 @@ typedef enum { BOOT_ISA_BASE = 0, BOOT_ISA_AVX2, BOOT_ISA_AVX512 } boot_isa_leve
 boot_isa_level boot_isa(void);
 const char *boot_isa_name(boot_isa_level level);
 
-/* Whether additions of 512 bits have units of their own beside those of products, as from AMD's
-   Zen 5 on: four such operations may begin in a cycle there, and only two of them read memory. The
-   environment variable BOOT_ADDS_BESIDE (0, 1), read once, says so instead: for tests. */
+/* Whether additions of 512 bits have units of their own beside those of products, as in AMD's
+   Zen 5 (but for mobile ones): four such operations may begin in a cycle there, and only two of
+   them read memory. The environment variable BOOT_ADDS_BESIDE (0, 1), read once, says so instead:
+   for tests. */
 bool boot_adds_beside(void);
 
 #if defined(__x86_64__)

@@ -359,7 +359,8 @@ const boot_conv_kernel boot_conv_winograd = {.name = "winograd",
                                              .pack_need = winograd_pack_need};
 
 /* Handicap: on Zen 5, where they gain up to 8 % alone, steps of cifar10 took 1.02 and of
-   fashion 1.01 times as long with all that were faster at all as without any. */
+   fashion 1.01 times as long with all that were faster at all as without any. Zen 4, where they
+   gain 15 to 25 %, was not measured with it. */
 const boot_conv_kernel boot_conv_winograd_pairs = {.name = "winograd_pairs",
                                                    .fused = true,
                                                    .team = true,

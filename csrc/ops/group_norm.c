@@ -20,7 +20,7 @@
 enum { X, WEIGHT, BIAS, SCALE_SHIFT, MORE };
 enum { GROUPS, EPS, ACT };
 enum { CHUNK = 128, STRIP = 16 }; /* pixels */
-enum { KEEP = 32768 };            /* floats of dz that the second-level cache has room for */
+enum { KEEP = 32768 }; /* floats that the second-level cache has room for beside others */
 
 static int64_t num_chunks(const boot_tensor *x) { return (x->h * x->w + CHUNK - 1) / CHUNK; }
 
@@ -30,9 +30,10 @@ static int64_t dz_pixels(const boot_tensor *y) {
     return y->h * y->w * y->c <= KEEP ? y->h * y->w : STRIP;
 }
 
-/* Pixels to the next image, if there will be room for it until it is read; else none. */
-static int64_t next_pixel(const boot_tensor *y) {
-    return y->h * y->w * y->c <= KEEP ? y->h * y->w : 0;
+/* Pixels to the next image, if this thread reads it and there is room for it until then; else 0. */
+static int64_t pixels_ahead(const boot_tensor *y) {
+    const bool whole = y->n >= omp_get_num_threads() && y->h * y->w * y->c <= KEEP;
+    return whole ? y->h * y->w : 0;
 }
 
 /* Floats of the terms of an image; whole cache lines. */
@@ -195,7 +196,7 @@ static void forward_apply(const boot_node *node, const boot_call *call, const sl
         const piece *p = &pieces[i];
         apply((boot_act)node->attr[ACT], boot_least(rest, CHUNK), p->width,
               piece_at(call->in, p, node->in[X].c, at), call->in[p->input].ld, t.slope + p->first,
-              t.shift + p->first, y->data + at * y->ld + p->first, y->ld, next_pixel(y));
+              t.shift + p->first, y->data + at * y->ld + p->first, y->ld, pixels_ahead(y));
     }
 }
 
@@ -304,7 +305,7 @@ static void backward_strip(const boot_node *node, const boot_call *call, int64_t
         float *dz = strip + c;
         if (fresh)
             slopes((boot_act)node->attr[ACT], pixels, own->width, x, ldx,
-                   dy->data + at * dy->ld + c, dy->ld, &t, dz, C, next_pixel(&node->out));
+                   dy->data + at * dy->ld + c, dy->ld, &t, dz, C, pixels_ahead(&node->out));
         if (sums)
             grad_sums(pixels, own->width, x, ldx, dz, C, &t, sums + c, C);
         else if (call->din[own->input].data)

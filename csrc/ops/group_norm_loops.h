@@ -25,7 +25,7 @@ enum { PAIR = 2 * BOOT_LANES };
 
 /* BODY for every pixel p and channel c, two vectors of channels at a time: numbers that belong to
    channels stay in registers meanwhile. Where there are many, memory is read in its order instead.
-   FETCH: for each two vectors, from channel `first` on. */
+   FETCH: before each two vectors of the first kind, from channel `first` on. */
 enum { MANY = 128 };
 #define EACH_PIXEL(FETCH, BODY)                                                                    \
     do {                                                                                           \
@@ -39,7 +39,12 @@ enum { MANY = 128 };
             for (int64_t c = first; c < C; c++) BODY;                                              \
     } while (0)
 
-#define FETCH_PAIR(x) (__builtin_prefetch(x), __builtin_prefetch((x) + BOOT_LANES))
+/* Fetches two vectors `ahead` rows of ld floats below x, unless that is 0. */
+BOOT_INLINE void fetch_pair(const float *x, int64_t ahead, int64_t ld) {
+    if (ahead == 0) return;
+    __builtin_prefetch(x + ahead * ld);
+    __builtin_prefetch(x + ahead * ld + BOOT_LANES);
+}
 
 /* Sums of x - origin and, `apart` floats after them, of its square of channels [c, c + 16) and,
    where there are two vectors, the 16 after them, which all exist then. */
@@ -146,41 +151,41 @@ BOOT_MULTI_ISA(fold_terms,
                 const float *shift, const channel_terms *t),
                (c, end, weight, bias, s, shift, t))
 
-/* y = act(a x + b) with per-channel a, b. next: pixels from here to what is
-   read next, which is fetched meanwhile. */
+/* y = act(a x + b) with per-channel a, b. ahead: pixels from here to what is
+   read next, which is fetched meanwhile; or 0. */
 BOOT_INLINE void apply_body(boot_act act, int64_t pixels, int64_t C, const float *restrict x,
                             int64_t ldx, const float *restrict a, const float *restrict b,
-                            float *restrict y, int64_t ldy, int64_t next) {
+                            float *restrict y, int64_t ldy, int64_t ahead) {
 #define APPLY(A)                                                                                   \
-    EACH_PIXEL(FETCH_PAIR(x + (p + next) * ldx + first),                                           \
+    EACH_PIXEL(fetch_pair(x + p * ldx + first, ahead, ldx),                                        \
                y[p * ldy + c] = boot_act_value(A, a[c] * x[p * ldx + c] + b[c]));
     BOOT_FOR_ACT(APPLY)
 #undef APPLY
 }
 BOOT_MULTI_ISA(apply,
                (boot_act act, int64_t pixels, int64_t C, const float *x, int64_t ldx,
-                const float *a, const float *b, float *restrict y, int64_t ldy, int64_t next),
-               (act, pixels, C, x, ldx, a, b, y, ldy, next))
+                const float *a, const float *b, float *restrict y, int64_t ldy, int64_t ahead),
+               (act, pixels, C, x, ldx, a, b, y, ldy, ahead))
 
-/* dz: (pixels, C) = act'(z) dy; next: as above. */
+/* dz: (pixels, C) = act'(z) dy; ahead: as above. */
 BOOT_INLINE void slopes_body(boot_act act, int64_t pixels, int64_t C, const float *restrict x,
                              int64_t ldx, const float *restrict dy, int64_t ldy,
                              const channel_terms *t, float *restrict dz, int64_t ldz,
-                             int64_t next) {
+                             int64_t ahead) {
     const float *restrict slope = t->slope, *restrict shift = t->shift;
 #define SLOPES(A)                                                                                  \
-    EACH_PIXEL(                                                                                    \
-        (FETCH_PAIR(x + (p + next) * ldx + first), FETCH_PAIR(dy + (p + next) * ldy + first)),     \
-        dz[p * ldz + c] =                                                                          \
-            dy[p * ldy + c] * boot_act_slope(A, slope[c] * x[p * ldx + c] + shift[c]));
+    EACH_PIXEL((fetch_pair(x + p * ldx + first, ahead, ldx),                                       \
+                fetch_pair(dy + p * ldy + first, ahead, ldy)),                                     \
+               dz[p * ldz + c] =                                                                   \
+                   dy[p * ldy + c] * boot_act_slope(A, slope[c] * x[p * ldx + c] + shift[c]));
     BOOT_FOR_ACT(SLOPES)
 #undef SLOPES
 }
 BOOT_MULTI_ISA(slopes,
                (boot_act act, int64_t pixels, int64_t C, const float *x, int64_t ldx,
                 const float *dy, int64_t ldy, const channel_terms *t, float *restrict dz,
-                int64_t ldz, int64_t next),
-               (act, pixels, C, x, ldx, dy, ldy, t, dz, ldz, next))
+                int64_t ldz, int64_t ahead),
+               (act, pixels, C, x, ldx, dy, ldy, t, dz, ldz, ahead))
 
 /* S1 and, `apart` floats after it, S2 += sums over pixels of channels [c, c + 16) and, of two
    vectors, the 16 after them. */
