@@ -40,7 +40,7 @@ COMPILE_ARGS = [
     "-O3",
     "-fopenmp",
     "-fvisibility=hidden",
-    "-fno-wrapv",  # Python's own flags say the opposite: then loops are unrolled late, or not at all
+    "-fno-wrapv",  # Python's flags say the opposite: loops are unrolled late then, or never
     "-fno-math-errno",
     "-fno-trapping-math",
     "-Wall",
