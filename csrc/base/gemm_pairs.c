@@ -137,22 +137,23 @@ typedef void (*tile_fn)(int64_t K, const float *a, int64_t rsa, const float *sum
                                               int64_t ldc) {                                       \
         tile(HELD, ON, R, W, K, a, rsa, sums, b, c, ldc);                                          \
     }
+#define ENTRY(NAME, R) NAME##_##R,
+#define EACH_HEIGHT(F, ...)                                                                        \
+    F(__VA_ARGS__, 1)                                                                              \
+    F(__VA_ARGS__, 2)                                                                              \
+    F(__VA_ARGS__, 3)                                                                              \
+    F(__VA_ARGS__, 4)                                                                              \
+    F(__VA_ARGS__, 5)                                                                              \
+    F(__VA_ARGS__, 6)                                                                              \
+    F(__VA_ARGS__, 7)                                                                              \
+    F(__VA_ARGS__, 8)                                                                              \
+    F(__VA_ARGS__, 9)                                                                              \
+    F(__VA_ARGS__, 10)                                                                             \
+    F(__VA_ARGS__, 11)                                                                             \
+    F(__VA_ARGS__, 12)
 #define TILES(NAME, HELD, ON, W)                                                                   \
-    TILE(NAME, HELD, ON, W, 1)                                                                     \
-    TILE(NAME, HELD, ON, W, 2)                                                                     \
-    TILE(NAME, HELD, ON, W, 3)                                                                     \
-    TILE(NAME, HELD, ON, W, 4)                                                                     \
-    TILE(NAME, HELD, ON, W, 5)                                                                     \
-    TILE(NAME, HELD, ON, W, 6)                                                                     \
-    TILE(NAME, HELD, ON, W, 7)                                                                     \
-    TILE(NAME, HELD, ON, W, 8)                                                                     \
-    TILE(NAME, HELD, ON, W, 9)                                                                     \
-    TILE(NAME, HELD, ON, W, 10)                                                                    \
-    TILE(NAME, HELD, ON, W, 11)                                                                    \
-    TILE(NAME, HELD, ON, W, 12)                                                                    \
-    static const tile_fn NAME[MR] = {                                                              \
-        NAME##_1, NAME##_2, NAME##_3, NAME##_4,  NAME##_5,  NAME##_6,                              \
-        NAME##_7, NAME##_8, NAME##_9, NAME##_10, NAME##_11, NAME##_12};
+    EACH_HEIGHT(TILE, NAME, HELD, ON, W)                                                           \
+    static const tile_fn NAME[MR] = {EACH_HEIGHT(ENTRY, NAME)};
 TILES(wide, false, false, 2)
 TILES(narrow, false, false, 1)
 TILES(wide_on, false, true, 2)
@@ -199,13 +200,15 @@ INLINE boot_lanes some_row_sums(int64_t rows, int64_t K, const float *a, int64_t
         BOOT_OPAQUE(x[i]);
         r[i] = r[SUMS + i] = (boot_lanes){0};
     }
-    for (int64_t k = 0; k < K; k += 2 * BOOT_LANES) BOOT_UNROLLED for (int i = 0; i < SUMS; i++) {
+    for (int64_t k = 0; k < K; k += 2 * BOOT_LANES) {
+        BOOT_UNROLLED for (int i = 0; i < SUMS; i++) {
             const boot_lanes v = *(const boot_lanes *)(x[i] + k);
             const boot_lanes w = *(const boot_lanes *)(x[i] + k + BOOT_LANES);
             r[i] += v * w;
             r[SUMS + i] += v * v;
             r[SUMS + i] += w * w;
         }
+    }
     MERGE(8)
     MERGE(4)
     MERGE(2)

@@ -7,8 +7,7 @@
  * products. A processor that adds beside multiplying could compute 4/3 as many products in a second
  * as by multiplications alone; a core of AMD's Zen 4 does 142 instead of 112 GFLOP/s, one of Zen 5
  * 308 instead of 260. Digits are lost where a row of A has larger numbers than a column of B, or
- * smaller: the caller brings both to about 16 (boot_pairs_scale).
- */
+ * smaller: the caller brings both to about 16 (boot_pairs_scale). */
 #ifndef BOOT_GEMM_PAIRS_H
 #define BOOT_GEMM_PAIRS_H
 

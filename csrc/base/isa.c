@@ -9,7 +9,7 @@
 #include <cpuid.h>
 #endif
 
-static boot_isa_level detect(void) {
+static int detect_isa(void) {
     boot_isa_level level = BOOT_ISA_BASE;
 #if defined(__x86_64__)
     __builtin_cpu_init();
@@ -25,18 +25,23 @@ static boot_isa_level detect(void) {
     return level;
 }
 
-boot_isa_level boot_isa(void) {
-    /* Written once with a value that every thread would compute alike, so no lock is needed. */
-    static atomic_int known = -1;
-    int level = atomic_load_explicit(&known, memory_order_relaxed);
-    if (level < 0) {
-        level = detect();
-        atomic_store_explicit(&known, level, memory_order_relaxed);
+/* What `detect` says, asked once. *known is written with a value that every thread would compute
+   alike, so no lock is needed. */
+static int asked_once(atomic_int *known, int (*detect)(void)) {
+    int value = atomic_load_explicit(known, memory_order_relaxed);
+    if (value < 0) {
+        value = detect();
+        atomic_store_explicit(known, value, memory_order_relaxed);
     }
-    return (boot_isa_level)level;
+    return value;
 }
 
-static bool detect_adds_beside(void) {
+boot_isa_level boot_isa(void) {
+    static atomic_int known = -1;
+    return (boot_isa_level)asked_once(&known, detect_isa);
+}
+
+static int detect_adds_beside(void) {
     const char *told = getenv("BOOT_ADDS_BESIDE");
     if (told && told[0]) return told[0] == '1';
 #if defined(__x86_64__)
@@ -53,13 +58,8 @@ static bool detect_adds_beside(void) {
 }
 
 bool boot_adds_beside(void) {
-    static atomic_int known = -1; /* as above */
-    int beside = atomic_load_explicit(&known, memory_order_relaxed);
-    if (beside < 0) {
-        beside = detect_adds_beside();
-        atomic_store_explicit(&known, beside, memory_order_relaxed);
-    }
-    return beside != 0;
+    static atomic_int known = -1;
+    return asked_once(&known, detect_adds_beside) != 0;
 }
 
 const char *boot_isa_name(boot_isa_level level) {

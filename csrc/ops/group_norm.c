@@ -24,16 +24,15 @@ enum { KEEP = 32768 }; /* floats that the second-level cache has room for beside
 
 static int64_t num_chunks(const boot_tensor *x) { return (x->h * x->w + CHUNK - 1) / CHUNK; }
 
+static bool image_fits(const boot_tensor *y) { return y->h * y->w * y->c <= KEEP; }
+
 /* Pixels whose dz a thread keeps: those of an image, or a strip of a large one. y: like the output.
  */
-static int64_t dz_pixels(const boot_tensor *y) {
-    return y->h * y->w * y->c <= KEEP ? y->h * y->w : STRIP;
-}
+static int64_t dz_pixels(const boot_tensor *y) { return image_fits(y) ? y->h * y->w : STRIP; }
 
 /* Pixels to the next image, if this thread reads it and there is room for it until then; else 0. */
 static int64_t pixels_ahead(const boot_tensor *y) {
-    const bool whole = y->n >= omp_get_num_threads() && y->h * y->w * y->c <= KEEP;
-    return whole ? y->h * y->w : 0;
+    return y->n >= omp_get_num_threads() && image_fits(y) ? y->h * y->w : 0;
 }
 
 /* Floats of the terms of an image; whole cache lines. */

@@ -22,11 +22,11 @@ typedef struct {
 /* Sums over pixels run in two, of even and of odd ones, and of two vectors at a time: an addition
    takes three or four cycles, and two may begin in each. */
 enum { PAIR = 2 * BOOT_LANES };
+enum { MANY = 128 }; /* channels from which memory is rather read in its order */
 
 /* BODY for every pixel p and channel c, two vectors of channels at a time: numbers that belong to
-   channels stay in registers meanwhile. Where there are many, memory is read in its order instead.
+   channels stay in registers meanwhile.
    FETCH: before each two vectors of the first kind, from channel `first` on. */
-enum { MANY = 128 };
 #define EACH_PIXEL(FETCH, BODY)                                                                    \
     do {                                                                                           \
         int64_t first = 0;                                                                         \
@@ -151,8 +151,8 @@ BOOT_MULTI_ISA(fold_terms,
                 const float *shift, const channel_terms *t),
                (c, end, weight, bias, s, shift, t))
 
-/* y = act(a x + b) with per-channel a, b. ahead: pixels from here to what is
-   read next, which is fetched meanwhile; or 0. */
+/* y = act(a x + b) with per-channel a, b. ahead: pixels from here to what is read
+   next, which is fetched meanwhile; or 0. */
 BOOT_INLINE void apply_body(boot_act act, int64_t pixels, int64_t C, const float *restrict x,
                             int64_t ldx, const float *restrict a, const float *restrict b,
                             float *restrict y, int64_t ldy, int64_t ahead) {
